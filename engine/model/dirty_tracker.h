@@ -1,0 +1,28 @@
+// What the algorithm asks of any way to see writes. Implementations: uffd/wp_tracker.
+#pragma once
+
+#include "engine/base/result.h"
+#include "engine/model/page_run.h"
+#include "engine/model/vma.h"
+
+namespace godwit {
+
+class DirtyTracker {
+ public:
+  virtual ~DirtyTracker() = default;
+
+  /// Brings `ranges` under the tracker; a range that already is stays as it was. Ranges that the kernel cannot
+  /// track are returned (their pages are re-sent in the freeze). Errors: TargetGone, Denied, System.
+  virtual Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) = 0;
+
+  /// The pages of `range` written since the last collect (all populated ones at first), and from now on clean.
+  /// A write during the call is reported by this call or by the next. Runs are sorted, `written` is set in all.
+  /// Errors: TargetGone; Retry when a part of `range` is no longer tracked (it was unmapped or replaced): re-read
+  /// the layout, track, and collect again.
+  virtual Result<PageRuns> collect(AddressRange range) = 0;
+
+  /// Every populated or written page of `range` with its state, changing nothing. For the last pass, target frozen.
+  virtual Result<PageRuns> survey(AddressRange range) = 0;
+};
+
+}  // namespace godwit
