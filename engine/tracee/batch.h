@@ -1,6 +1,7 @@
-// A vector of system calls for another process to make, with the data they point to. Built without knowing where it
-// will run: arguments may name data of the batch (`DataRef`), turned into addresses when a runner places the batch
-// in its scratch area. Runners: Injector (a frozen source thread, crash-safe) and Shell (a thread being built).
+// A vector of system calls for another process to make, with the data they point to. Built without knowing
+// where it will run: arguments may name data of the batch (`DataRef`), turned into addresses when a runner
+// places the batch in its scratch area. Runners: Injector (a frozen source thread, crash-safe) and Shell (a
+// thread being built).
 #pragma once
 
 #include <array>
@@ -27,8 +28,8 @@ struct DataRef {
 /// An argument: a number, an address of the process, or the address of data in the batch.
 struct Arg {
   Arg(std::integral auto v) : value(static_cast<uint64_t>(v)) {}  // NOLINT(google-explicit-constructor)
-  Arg(RemoteAddr a) : value(a.value()) {}                          // NOLINT(google-explicit-constructor)
-  Arg(DataRef r) : value(r.offset), is_data(true) {}               // NOLINT(google-explicit-constructor)
+  Arg(RemoteAddr a) : value(a.value()) {}                         // NOLINT(google-explicit-constructor)
+  Arg(DataRef r) : value(r.offset), is_data(true) {}              // NOLINT(google-explicit-constructor)
   Arg() = default;
   uint64_t value = 0;
   bool is_data = false;
@@ -105,7 +106,8 @@ class Batch {
 
 /// Who can make a thread run a batch. `tid` must be stopped under this runner's thread.
 /// A failed call (unless may_fail) is an Error with the call's `what` as operation and its errno.
-/// A batch larger than the scratch area is run in several rounds or refused with Bug; runners state their size.
+/// A batch larger than the scratch area is run in several rounds or refused with Bug; runners state their
+/// size.
 class BatchRunner {
  public:
   virtual ~BatchRunner() = default;
