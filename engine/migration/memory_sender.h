@@ -66,7 +66,8 @@ class MemorySender {
   Status flush();
 
   [[nodiscard]] const PageCounts& counts() const { return counts_; }
-  [[nodiscard]] uint64_t raw_bytes() const { return raw_bytes_; }
+  [[nodiscard]] uint64_t raw_bytes() const { return raw_bytes_; }    ///< of the pages sent
+  [[nodiscard]] uint64_t wire_bytes() const { return wire_bytes_; }  ///< of the records that carried them
 
  private:
   Status send_part(Lane& lane, AddressRange range, bool bulk, bool last);
@@ -91,6 +92,7 @@ class MemorySender {
   PageSet shared_files_;  ///< pages of shared files written since the start
   PageCounts counts_;
   uint64_t raw_bytes_ = 0;
+  uint64_t wire_bytes_ = 0;
 };
 
 }  // namespace godwit::migration
