@@ -195,7 +195,7 @@ Status Precopy::freeze() {
 
   report_.downtime = {};
   frozen_at_ = monotonic_now();
-  frozen_ = TRY(tracee::Frozen::freeze(process_));
+  frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
   TRY(fault_point("frozen"));
   std::vector<wire::RoomState> states;
