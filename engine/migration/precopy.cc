@@ -198,6 +198,7 @@ Status Precopy::freeze() {
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
   TRY(fault_point("frozen"));
+  if (options_.on_frozen) TRY(options_.on_frozen());
   std::vector<wire::RoomState> states;
   TRY(capture(states));
   TRY(send_states(states));

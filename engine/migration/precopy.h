@@ -30,8 +30,8 @@ namespace godwit::migration {
 struct PrecopyOptions {
   Limits limits;
   size_t cache_bytes = 64_MiB;
-  uint32_t max_bad_instants = 200;
   OnProgress progress;
+  std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
   const std::atomic<bool>* cancelled = nullptr;
 };
 

@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,8 +21,24 @@
 namespace godwit::migration {
 namespace {
 
-/// Descriptors are parked from here until the process' own numbers are placed.
-constexpr int kParkingBase = 1 << 16;
+/// Descriptors are parked from here until the process' own numbers are placed; within the hard limit of this engine,
+/// whose soft limit is raised to it.
+int parking_base() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_max / 2, 1 << 16));
+}
+
+/// Where a `syscall` instruction stands in the vdso, which is the same in every process of this kernel.
+Result<uint64_t> syscall_in_vdso(uint64_t size) {
+  const auto* own = reinterpret_cast<const unsigned char*>(::getauxval(AT_SYSINFO_EHDR));
+  for (uint64_t i = 0; own != nullptr && i + 1 < size; ++i) {
+    if (own[i] == 0x0f && own[i + 1] == 0x05) return i;
+  }
+  return fail(ErrorKind::kUnsupported, "find a syscall instruction", "the vdso of this kernel");
+}
 
 Error in_record(Error error, const wire::Record& record) {
   error.subject = error.subject.empty() ? record.name() : error.subject + " in " + record.name();
@@ -99,7 +117,7 @@ Status Rebuild::spawn(const wire::Inventory& inventory, bool new_namespace) {
     inner_pid_ = shell_->inner_pid();
     context_ = std::make_unique<state::BuildContext>(state::BuildContext{.shell = *shell_, .pid = inner_pid_, .intent = intent_});
     context_->addresses_arrive_later = inventory.addresses_move();
-    context_->parking_base = kParkingBase;
+    context_->parking_base = parking_base();
     return {};
   });
 }
@@ -270,9 +288,10 @@ Status Rebuild::resume() {
   const Layout& layout = space_.layout();
   const auto vdso = std::find_if(layout.begin(), layout.end(), [](const Vma& v) { return v.path == "[vdso]"; });
   if (vdso == layout.end()) return fail(ErrorKind::kUnsupported, "resume a process", "its layout", "it has no vdso");
+  const RemoteAddr insn = vdso->range.start + TRY(syscall_in_vdso(vdso->range.size()));
   return on_shell([&](state::BuildContext& context) -> Status {
     for (const auto& action : context.at_resume) TRY(action());
-    TRY(shell_->release(vdso->range.start));
+    TRY(shell_->release(insn));
     released_ = true;
     return {};
   });

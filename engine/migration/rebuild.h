@@ -44,7 +44,7 @@ class Rebuild {
 
   /// Everything has arrived and is in place; only resume() is missing.
   [[nodiscard]] bool prepared() const { return prepared_; }
-  /// Lets the process run. `before`: what has to happen on this thread right before (the address arrives).
+  /// Lets the process run. An error means that no thread of it has run.
   Status resume();
 
   [[nodiscard]] pid_t pid() const { return pid_; }  ///< as this engine sees it
