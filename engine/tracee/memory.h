@@ -14,18 +14,20 @@
 
 namespace godwit::tracee {
 
-/// Any thread may use it; needs no ptrace stop. Holds /proc/PID/mem open for pages that the areas' protection hides.
+/// Any thread may use it; needs no ptrace stop. Holds /proc/PID/mem open for pages that the areas' protection
+/// hides.
 class Memory {
  public:
   static Result<Memory> open(pid_t pid);
 
   /// Fills all of `out`. Errors: TargetGone; System with EFAULT when a part is not mapped.
   Status read(RemoteAddr from, std::span<std::byte> out) const;
-  /// Ranges one after the other into `out` (sizes must add up), by process_vm_readv in batches of 512 ranges, and
-  /// through /proc/PID/mem for what is not readable by its own protection (PROT_NONE). Errors as read(): the
-  /// error's subject names the first range that failed.
+  /// Ranges one after the other into `out` (sizes must add up), by process_vm_readv in batches of 512 ranges,
+  /// and through /proc/PID/mem for what is not readable by its own protection (PROT_NONE). Errors as read():
+  /// the error's subject names the first range that failed.
   Status read_ranges(std::span<const AddressRange> ranges, std::span<std::byte> out) const;
-  /// Through /proc/PID/mem when the area is not writable (a private page is made, as a debugger's breakpoint is).
+  /// Through /proc/PID/mem when the area is not writable (a private page is made, as a debugger's breakpoint
+  /// is).
   Status write(RemoteAddr to, std::span<const std::byte> bytes) const;
 
   template <typename T>
