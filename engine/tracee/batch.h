@@ -1,6 +1,7 @@
-// A vector of system calls for another process to make, with the data they point to. Built without knowing where it
-// will run: arguments may name data of the batch (`DataRef`), turned into addresses when a runner places the batch
-// in its scratch area. Runners: Injector (a frozen source thread, crash-safe) and Shell (a thread being built).
+// A vector of system calls for another process to make, with the data they point to. Built without knowing
+// where it will run: arguments may name data of the batch (`DataRef`), turned into addresses when a runner
+// places the batch in its scratch area. Runners: Injector (a frozen source thread, crash-safe) and Shell (a
+// thread being built).
 #pragma once
 
 #include <array>
@@ -28,8 +29,8 @@ struct DataRef {
 /// An argument: a number, an address of the process, or the address of data in the batch.
 struct Arg {
   Arg(std::integral auto v) : value(static_cast<uint64_t>(v)) {}  // NOLINT(google-explicit-constructor)
-  Arg(RemoteAddr a) : value(a.value()) {}                          // NOLINT(google-explicit-constructor)
-  Arg(DataRef r) : value(r.offset), is_data(true) {}               // NOLINT(google-explicit-constructor)
+  Arg(RemoteAddr a) : value(a.value()) {}                         // NOLINT(google-explicit-constructor)
+  Arg(DataRef r) : value(r.offset), is_data(true) {}              // NOLINT(google-explicit-constructor)
   Arg() = default;
   uint64_t value = 0;
   bool is_data = false;
@@ -74,6 +75,11 @@ class Batch {
     return put(std::as_bytes(std::span(copy.c_str(), copy.size() + 1)));
   }
 
+  /// Makes the 8 bytes at `at` bytes into `where` the address of `target`: a pointer inside a structure.
+  void point(DataRef where, size_t at, DataRef target) {
+    pointers_.push_back({static_cast<uint32_t>(where.offset + at), target.offset});
+  }
+
   [[nodiscard]] int64_t result(size_t index) const { return calls_[index].result; }
   [[nodiscard]] std::span<const std::byte> bytes(DataRef ref) const {
     return std::span(data_).subspan(ref.offset, ref.size);
@@ -89,6 +95,13 @@ class Batch {
   // For runners.
   [[nodiscard]] std::vector<Call>& calls() { return calls_; }
   [[nodiscard]] std::vector<std::byte>& data() { return data_; }
+  /// Once the data block's address is known: fills in the pointers made by point().
+  void resolve(RemoteAddr data_at) {
+    for (const Pointer& pointer : pointers_) {
+      const uint64_t address = data_at.value() + pointer.target;
+      std::memcpy(data_.data() + pointer.at, &address, sizeof address);
+    }
+  }
 
  private:
   size_t append(long nr, std::initializer_list<Arg> args, std::string what, bool may_fail) {
@@ -100,13 +113,20 @@ class Batch {
     return calls_.size() - 1;
   }
 
+  struct Pointer {
+    uint32_t at;
+    uint32_t target;
+  };
+
   std::vector<Call> calls_;
+  std::vector<Pointer> pointers_;
   std::vector<std::byte> data_;
 };
 
 /// Who can make a thread run a batch. `tid` must be stopped under this runner's thread.
 /// A failed call (unless may_fail) is an Error with the call's `what` as operation and its errno.
-/// A batch larger than the scratch area is run in several rounds or refused with Bug; runners state their size.
+/// A batch larger than the scratch area is run in several rounds or refused with Bug; runners state their
+/// size.
 class BatchRunner {
  public:
   virtual ~BatchRunner() = default;

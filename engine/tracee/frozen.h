@@ -16,10 +16,10 @@ namespace godwit::tracee {
 
 struct FrozenThread {
   pid_t tid = 0;
-  user_regs_struct
-      original{};  ///< registers at the stop, after fix-ups (see below), which the thread already has
-  uint64_t signal_mask =
-      0;  ///< PTRACE_GETSIGMASK at the stop: outside ppoll() and the like, the program's own
+  /// Registers at the stop, after fix-ups (see below); the thread already has them.
+  user_regs_struct original{};
+  /// PTRACE_GETSIGMASK at the stop: outside ppoll() and the like, the program's own.
+  uint64_t signal_mask = 0;
   bool group_stopped = false;  ///< was in a SIGSTOP stop before the freeze
 
   bool made_again = false;         ///< `original` repeats a system call that this stop interrupted, ...

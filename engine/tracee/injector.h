@@ -1,9 +1,10 @@
 // Crash-safe system calls inside a frozen source process. See the design in docs/architecture.md "Injection".
 //
-// The scratch area (one mapping) holds: a stub that loops over a vector of calls and then raises an ignored signal on
-// its own thread; the vector; data; and a signal frame with the thread's original registers, mask and xstate, behind
-// an rt_sigreturn. With this engine alive the signal is intercepted and the frame never runs. If this engine dies at
-// any instruction the thread finishes the vector and returns by itself to exactly where it was.
+// The scratch area (one mapping) holds: a stub that loops over a vector of calls and then raises an ignored
+// signal on its own thread; the vector; data; and a signal frame with the thread's original registers, mask
+// and xstate, behind an rt_sigreturn. With this engine alive the signal is intercepted and the frame never
+// runs. If this engine dies at any instruction the thread finishes the vector and returns by itself to
+// exactly where it was.
 #pragma once
 
 #include <memory>
@@ -17,9 +18,9 @@ namespace godwit::tracee {
 
 class Injector : public BatchRunner {
  public:
-  /// Maps the scratch area into the frozen process (a leftover of a dead engine is found and used or removed).
-  /// ORDER: on the way in set registers first, then block signals; out: restore the mask first, then the registers.
-  /// Errors: TargetGone, Unsupported.
+  /// Maps the scratch area into the frozen process (a leftover of a dead engine is found and used or
+  /// removed). ORDER: on the way in set registers first, then block signals; out: restore the mask first,
+  /// then the registers. Errors: TargetGone, Unsupported.
   static Result<std::unique_ptr<Injector>> create(Frozen& frozen);
   ~Injector() override;
 

@@ -1,9 +1,9 @@
-// The process being built on the destination: a bare child with the final pid, in which everything is made while the
-// original still runs. Every method must be called on the shell's own thread (ShellThread runs closures there):
-// it is the tracer, the parent, and it shares the shell's table of file descriptors (CLONE_FILES), so that a plain
-// open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY: hence that thread never logs and holds no
-// descriptor of its own.
-// If this engine or the thread dies before release(), the kernel kills the shell (PTRACE_O_EXITKILL, PDEATHSIG).
+// The process being built on the destination: a bare child with the final pid, in which everything is made
+// while the original still runs. Every method must be called on the shell's own thread (ShellThread runs
+// closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
+// (CLONE_FILES), so that a plain open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY:
+// hence that thread never logs and holds no descriptor of its own. If this engine or the thread dies before
+// release(), the kernel kills the shell (PTRACE_O_EXITKILL, PDEATHSIG).
 #pragma once
 
 #include <sys/types.h>
@@ -22,21 +22,22 @@
 namespace godwit::tracee {
 
 struct ShellOptions {
-  pid_t pid = 0;                    ///< the pid that the process must have
-  bool new_pid_namespace = false;   ///< inside one made for it (an init of ours is its pid 1 and ends with it)
-  Nanos monotonic_offset{};         ///< what to add to this host's CLOCK_MONOTONIC ...
-  Nanos boottime_offset{};          ///< ... and CLOCK_BOOTTIME: a time namespace is made (0, 0: none)
+  pid_t pid = 0;                   ///< the pid that the process must have
+  bool new_pid_namespace = false;  ///< inside one made for it (an init of ours is its pid 1 and ends with it)
+  Nanos monotonic_offset{};        ///< what to add to this host's CLOCK_MONOTONIC ...
+  Nanos boottime_offset{};         ///< ... and CLOCK_BOOTTIME: a time namespace is made (0, 0: none)
 };
 
 class Shell : public BatchRunner {
  public:
-  /// Forks the bare process, maps the scratch, unmaps all else. Errors: Retry/System EEXIST when the pid is taken
-  /// (the remedy names --pid-namespace new), Denied, Unsupported.
+  /// Forks the bare process, maps the scratch, unmaps all else. Errors: Retry/System EEXIST when the pid is
+  /// taken (the remedy names --pid-namespace new), Denied, Unsupported.
   static Result<std::unique_ptr<Shell>> spawn(const ShellOptions& options);
   /// Kills the shell unless it was released.
   ~Shell() override;
 
-  [[nodiscard]] pid_t pid() const;        ///< as this engine sees it (differs from options.pid in a new pid namespace)
+  [[nodiscard]] pid_t pid()
+      const;  ///< as this engine sees it (differs from options.pid in a new pid namespace)
   [[nodiscard]] pid_t inner_pid() const;  ///< as the process sees itself
 
   /// Makes the thread `tid` (inner number), parked. Errors: System EEXIST when taken.
@@ -49,7 +50,8 @@ class Shell : public BatchRunner {
   /// Runs the batch on the thread with inner id `tid`. Data up to 256 KiB, any number of calls.
   Status run(pid_t tid, Batch& batch) override;
 
-  /// The scratch must not stand where the process will have memory: moves away if it does. Call before mapping.
+  /// The scratch must not stand where the process will have memory: moves away if it does. Call before
+  /// mapping.
   Status keep_clear_of(const Layout& layout);
   [[nodiscard]] AddressRange scratch() const;
 
@@ -57,9 +59,9 @@ class Shell : public BatchRunner {
   Status set_registers(pid_t tid, const Registers& registers);
   Status set_signal_mask(pid_t tid, uint64_t mask);
 
-  /// Unmaps the scratch and lets every thread run from the registers set before. Nothing can fail after the first
-  /// thread runs. After it the process is nobody's tracee. `syscall_insn`: address of a `syscall` in the final
-  /// layout (vdso), through which the scratch is unmapped.
+  /// Unmaps the scratch and lets every thread run from the registers set before. Nothing can fail after the
+  /// first thread runs. After it the process is nobody's tracee. `syscall_insn`: address of a `syscall` in
+  /// the final layout (vdso), through which the scratch is unmapped.
   Status release(RemoteAddr syscall_insn);
 
  private:
@@ -68,8 +70,8 @@ class Shell : public BatchRunner {
   std::unique_ptr<State> state_;
 };
 
-/// The thread that owns a shell. call() runs `work` on it and waits for the result; destruction kills an unreleased
-/// shell and joins.
+/// The thread that owns a shell. call() runs `work` on it and waits for the result; destruction kills an
+/// unreleased shell and joins.
 class ShellThread {
  public:
   static Result<std::unique_ptr<ShellThread>> start();

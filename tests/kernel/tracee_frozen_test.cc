@@ -231,7 +231,8 @@ TEST(Frozen, ASignalDuringTheFreezeStillInterruptsAWait) {
       // Once as a plain wait, once with the signal let in for the wait alone.
       ::sigprocmask(i % 2 == 0 ? SIG_UNBLOCK : SIG_BLOCK, &block, nullptr);
       shared->ticks[0].fetch_add(1);
-      const int got = i % 2 == 0 ? ::epoll_wait(epoll, &event, 1, -1) : ::epoll_pwait(epoll, &event, 1, -1, &none);
+      const int got =
+          i % 2 == 0 ? ::epoll_wait(epoll, &event, 1, -1) : ::epoll_pwait(epoll, &event, 1, -1, &none);
       if (got == -1 && errno == EINTR) shared->interrupted.fetch_add(1);
     }
   });
@@ -516,8 +517,8 @@ void print_cost(int threads, bool boosted) {
   std::sort(freezes.begin(), freezes.end());
   std::sort(thaws.begin(), thaws.end());
   fmt::print("{:3} threads{}: freeze median {} us, p95 {} us, max {} us; thaw median {} us\n", threads,
-             boosted ? " FIFO" : "     ", to_micros(freezes[100]), to_micros(freezes[190]), to_micros(freezes[199]),
-             to_micros(thaws[100]));
+             boosted ? " FIFO" : "     ", to_micros(freezes[100]), to_micros(freezes[190]),
+             to_micros(freezes[199]), to_micros(thaws[100]));
 }
 
 TEST(Frozen, PrintsItsCost) {

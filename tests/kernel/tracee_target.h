@@ -2,11 +2,11 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <csignal>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <atomic>
 #include <cstdlib>
@@ -15,14 +15,14 @@
 
 #include "engine/tracee/process.h"
 
-#define ASSERT_OK(expr)                                                    \
-  do {                                                                     \
-    const auto& assert_ok_ = (expr);                                       \
+#define ASSERT_OK(expr)                                                            \
+  do {                                                                             \
+    const auto& assert_ok_ = (expr);                                               \
     ASSERT_TRUE(assert_ok_.ok()) << #expr << ": " << assert_ok_.error().message(); \
   } while (0)
-#define EXPECT_OK(expr)                                                    \
-  do {                                                                     \
-    const auto& expect_ok_ = (expr);                                       \
+#define EXPECT_OK(expr)                                                            \
+  do {                                                                             \
+    const auto& expect_ok_ = (expr);                                               \
     EXPECT_TRUE(expect_ok_.ok()) << #expr << ": " << expect_ok_.error().message(); \
   } while (0)
 
@@ -91,7 +91,8 @@ class Target {
   pid_t pid_ = 0;
 };
 
-/// Blocks until `word` differs from `old`; woken by futex_wake() or looks again each millisecond of the futex's own.
+/// Blocks until `word` differs from `old`; woken by futex_wake() or looks again each millisecond of the
+/// futex's own.
 inline void await_change(const std::atomic<int>& word, int old) {
   while (word.load() == old) ::usleep(200);
 }
