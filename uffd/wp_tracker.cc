@@ -45,6 +45,15 @@ bool is_marker(uint64_t entry) {
   return (entry & kSwap) != 0 && (entry & 31) == kMarkerType;
 }
 
+PageRuns clip_runs(const PageRuns& runs, AddressRange range) {
+  PageRuns clipped;
+  for (PageRun run : runs) {
+    run.range = intersect(run.range, range);
+    if (!run.range.empty()) clipped.push_back(run);
+  }
+  return clipped;
+}
+
 bool before(const AddressRange& area, RemoteAddr at) {
   return area.end <= at;
 }
@@ -68,6 +77,23 @@ PageRuns merge_runs(const PageRuns& newer, const PageRuns& older) {
   std::sort(merged.begin(), merged.end(),
             [](const PageRun& a, const PageRun& b) { return a.range.start < b.range.start; });
   return merged;
+}
+
+PageRuns mark_written(const PageRuns& runs, const PageRuns& owed) {
+  if (owed.empty()) return runs;
+  PageRuns marked;
+  for (const PageRun& run : runs) {
+    PageRuns pieces = clip_runs(owed, run.range);
+    for (PageRun& piece : pieces) {
+      const AddressRange range = piece.range;
+      piece = run;
+      piece.range = range;
+      piece.written = true;
+    }
+    const PageRuns whole = merge_runs(pieces, {run});
+    marked.insert(marked.end(), whole.begin(), whole.end());
+  }
+  return marked;
 }
 
 Result<WpTracker> WpTracker::create(pid_t pid, Fd fresh, unsigned scan_threads) {
@@ -176,17 +202,10 @@ Result<PageRuns> WpTracker::collect(AddressRange range) {
 }
 
 PageRuns WpTracker::take_owed(AddressRange range) {
-  PageRuns taken, left;
-  for (const PageRun& run : owed_) {
-    const auto keep = [&run](PageRuns& list, AddressRange part) {
-      if (part.empty()) return;
-      list.push_back(run);
-      list.back().range = part;
-    };
-    keep(left, {run.range.start, std::min(run.range.end, range.start)});
-    keep(taken, intersect(run.range, range));
-    keep(left, {std::max(run.range.start, range.end), run.range.end});
-  }
+  PageRuns taken = clip_runs(owed_, range);
+  PageRuns left = clip_runs(owed_, {RemoteAddr(), range.start});
+  const PageRuns above = clip_runs(owed_, {range.end, RemoteAddr(UINT64_MAX)});
+  left.insert(left.end(), above.begin(), above.end());
   owed_ = std::move(left);
   return taken;
 }
@@ -194,24 +213,36 @@ PageRuns WpTracker::take_owed(AddressRange range) {
 Result<PageRuns> WpTracker::survey(AddressRange range) {
   regions_.clear();
   TRY(scan(range, ScanQuery{0, 0, kPopulated, reported()}));
-  TRY(drop_markers(regions_));
+  TRY(settle_markers(regions_));
   TRY(uffd_.check_alive());
-  return to_runs(regions_);
+  std::erase_if(regions_, [](const uapi::PageRegion& region) { return !has(region, kPopulated); });
+  return mark_written(to_runs(regions_), clip_runs(owed_, range));
+}
+
+Result<PageRuns> WpTracker::last_pass(AddressRange range) {
+  // Written or not present: clean pages, the bulk, match nothing and cost no output.
+  ScanQuery query{0, 0, uapi::kPageIsWritten | uapi::kPageIsPresent, reported()};
+  query.inverted = uapi::kPageIsPresent;
+  regions_.clear();
+  TRY(scan(range, query));
+  TRY(settle_markers(regions_));
+  TRY(uffd_.check_alive());
+  return merge_runs(to_runs(regions_), clip_runs(owed_, range));
 }
 
 /// KERNEL: in a private file mapping a discarded page that was write-protected leaves a marker behind, which
 /// the scan reports as swapped. Taken for a page, it would hide the discard and old contents would show
 /// through.
-Status WpTracker::drop_markers(PageRegions& regions) {
+Status WpTracker::settle_markers(PageRegions& regions) {
   const auto doubtful = [](const uapi::PageRegion& r) {
     return has(r, uapi::kPageIsSwapped) && !has(r, uapi::kPageIsGuard);
   };
   if (std::none_of(regions.begin(), regions.end(), doubtful)) return {};
-  PageRegions kept;
+  PageRegions settled;
   std::array<uint64_t, 512> entries;
   for (const uapi::PageRegion& region : regions) {
     if (!doubtful(region)) {
-      append_region(kept, region);
+      append_region(settled, region);
       continue;
     }
     for (uint64_t at = region.start; at < region.end;) {
@@ -223,11 +254,12 @@ Status WpTracker::drop_markers(PageRegions& regions) {
                           got < 0 ? errno : ESRCH);
       }
       for (size_t i = 0; i < static_cast<size_t>(got) / sizeof entries[0]; i++, at += kPageSize) {
-        if (!is_marker(entries[i])) append_region(kept, {at, at + kPageSize, region.categories});
+        const uint64_t gone = is_marker(entries[i]) ? uapi::kPageIsSwapped : 0;
+        append_region(settled, {at, at + kPageSize, region.categories & ~gone});
       }
     }
   }
-  regions = std::move(kept);
+  regions = std::move(settled);
   return {};
 }
 

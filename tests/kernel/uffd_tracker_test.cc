@@ -606,6 +606,89 @@ TEST_F(WpTrackerTest, ReleasingLeavesTheTargetAsItWas) {
   EXPECT_EQ(all_of(collect(again, pages_at(base, 0, 32)), base), count_up(32));
 }
 
+TEST_F(WpTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
+  const Fd file = make_file(16);
+  Target target({[&](auto& c) {
+                   c.a = map_apart(64);
+                   c.b = map_apart(16, MAP_PRIVATE, file.get());
+                   for (size_t i = 0; i < 48; i++) touch(c.a, i, 1);
+                   for (size_t i = 0; i < 16; i++) touch(c.b, i, 1);
+                 },
+                 [](auto& c) {
+                   ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 2 * kPageSize, MADV_DONTNEED);
+                   ::madvise(reinterpret_cast<void*>(c.b + 3 * kPageSize), kPageSize, MADV_DONTNEED);
+                   touch(c.a, 9, 2);
+                   touch(c.a, 20, 2);
+                   touch(c.b, 5, 2);
+                 }});
+  WpTracker tracker = make(target);
+  target.run(0);
+  const uint64_t anon = target.control().a, mapped = target.control().b;
+  track(tracker, pages_at(anon, 0, 64));
+  track(tracker, pages_at(mapped, 0, 16));
+  collect(tracker, pages_at(anon, 0, 64));
+  collect(tracker, pages_at(mapped, 0, 16));
+  target.run(1);
+  const auto written = [](const PageRun& run) { return run.present && run.written && !run.file; };
+  const auto absent = [](const PageRun& run) { return !run.present; };
+  for (int twice = 0; twice < 2; twice++) {  // it changes nothing
+    const PageRuns a = tracker.last_pass(pages_at(anon, 0, 64)).take();
+    EXPECT_THAT(pages_of(a, anon, written), ElementsAre(9, 20));
+    PageList holes = count_up(64);
+    holes.erase(holes.begin(), holes.begin() + 48);
+    holes.insert(holes.begin(), 8);
+    EXPECT_EQ(pages_of(a, anon, absent), holes);
+    const PageRuns b = tracker.last_pass(pages_at(mapped, 0, 16)).take();
+    EXPECT_THAT(pages_of(b, mapped, written), ElementsAre(5));
+    EXPECT_THAT(pages_of(b, mapped, absent), ElementsAre(3));
+  }
+  EXPECT_THAT(all_of(collect(tracker, pages_at(anon, 0, 64)), anon), ElementsAre(9, 20));
+}
+
+TEST_F(WpTrackerTest, TheLastPassKnowsWhatAFailedCollectCleared) {
+  Target target({[](auto& c) {
+                   c.a = map_apart(64);
+                   for (size_t i = 0; i < 64; i++) touch(c.a, i, 1);
+                 },
+                 [](auto& c) {
+                   touch(c.a, 4, 2);
+                   map_pages(8, MAP_PRIVATE | MAP_ANONYMOUS, -1, c.a + 32 * kPageSize);
+                   touch(c.a, 33, 2);
+                 }});
+  WpTracker tracker = make(target);
+  target.run(0);
+  const uint64_t base = target.control().a;
+  const AddressRange range = pages_at(base, 0, 64);
+  track(tracker, range);
+  collect(tracker, range);
+  target.run(1);
+  expect_retry(tracker, range);
+  const auto written = [](const PageRun& run) { return run.present && run.written; };
+  EXPECT_THAT(pages_of(tracker.last_pass(range).take(), base, written), ElementsAre(4, 33));
+  EXPECT_THAT(pages_of(survey(tracker, range), base, written), ElementsAre(4, 33));
+  EXPECT_EQ(all_of(survey(tracker, range), base).size(), 57u);
+}
+
+TEST_F(WpTrackerTest, TheLastPassSeesADroppedHugePageAsAbsent) {
+  Target target({[](auto& c) {
+                   c.a = map_pages(1536);
+                   c.b = (c.a + 2_MiB - 1) & ~(2_MiB - 1);
+                   ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_HUGEPAGE);
+                   std::memset(reinterpret_cast<void*>(c.b.load()), 1, 2_MiB);
+                 },
+                 [](auto& c) { ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_DONTNEED); }});
+  WpTracker tracker = make(target);
+  target.run(0);
+  const uint64_t base = target.control().b;
+  const AddressRange range = pages_at(base, 0, 512);
+  track(tracker, range);
+  collect(tracker, range);
+  EXPECT_THAT(tracker.last_pass(range).take(), IsEmpty());
+  target.run(1);
+  const PageRuns runs = tracker.last_pass(range).take();
+  EXPECT_EQ(pages_of(runs, base, [](const PageRun& run) { return !run.present; }), count_up(512));
+}
+
 TEST(MergeRuns, NewerWinsAndGapsAreFilled) {
   const auto run = [](uint64_t first, uint64_t end, bool zero) {
     PageRun r;
