@@ -59,6 +59,11 @@ struct SharedObject {
   uint64_t size = 0;
 };
 
+/// The id of an object of shared memory on the source; both numbers as /proc/PID/maps prints them.
+constexpr uint64_t object_key(uint64_t device, uint64_t inode) {
+  return device << 40 ^ inode;
+}
+
 struct BuildContext {
   tracee::Shell& shell;
   pid_t pid = 0;  ///< inner pid of the process

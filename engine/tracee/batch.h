@@ -74,6 +74,11 @@ class Batch {
     return put(std::as_bytes(std::span(copy.c_str(), copy.size() + 1)));
   }
 
+  /// Makes the 8 bytes at `at` bytes into `where` the address of `target`: a pointer inside a structure.
+  void point(DataRef where, size_t at, DataRef target) {
+    pointers_.push_back({static_cast<uint32_t>(where.offset + at), target.offset});
+  }
+
   [[nodiscard]] int64_t result(size_t index) const { return calls_[index].result; }
   [[nodiscard]] std::span<const std::byte> bytes(DataRef ref) const {
     return std::span(data_).subspan(ref.offset, ref.size);
@@ -89,6 +94,13 @@ class Batch {
   // For runners.
   [[nodiscard]] std::vector<Call>& calls() { return calls_; }
   [[nodiscard]] std::vector<std::byte>& data() { return data_; }
+  /// Once the data block's address is known: fills in the pointers made by point().
+  void resolve(RemoteAddr data_at) {
+    for (const Pointer& pointer : pointers_) {
+      const uint64_t address = data_at.value() + pointer.target;
+      std::memcpy(data_.data() + pointer.at, &address, sizeof address);
+    }
+  }
 
  private:
   size_t append(long nr, std::initializer_list<Arg> args, std::string what, bool may_fail) {
@@ -100,7 +112,13 @@ class Batch {
     return calls_.size() - 1;
   }
 
+  struct Pointer {
+    uint32_t at;
+    uint32_t target;
+  };
+
   std::vector<Call> calls_;
+  std::vector<Pointer> pointers_;
   std::vector<std::byte> data_;
 };
 
