@@ -32,7 +32,8 @@ const DescriptorRoom& room_of(const wire::Description& description) {
   return *room_named(description.room());
 }
 
-// ---- source ----------------------------------------------------------------------------------------------------
+// ---- source
+// ----------------------------------------------------------------------------------------------------
 
 /// A pipe or socket that another process holds too would be torn in two: one end of the sharing moves away.
 void check_sharing(const CheckContext& ctx, Findings& findings) {
@@ -43,10 +44,12 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
   for (const OpenFile& file : ctx.files) {
     const auto holder = holders.find(file.link);
     if (holder == holders.end()) continue;
-    const char* what = file.link.starts_with("pipe:[") ? "a pipe to another process" : "a socket shared with another process";
-    findings.push_back({std::string(kRoom), file.subject(), what,
-                        fmt::format("{} holds it too and stays on this host", to_text(holder->second)),
-                        "close it in one of the two; give a daemon files or /dev/null as its standard streams", true});
+    const char* what = file.link.starts_with("pipe:[") ? "a pipe to another process"
+                                                       : "a socket shared with another process";
+    findings.push_back(
+        {std::string(kRoom), file.subject(), what,
+         fmt::format("{} holds it too and stays on this host", to_text(holder->second)),
+         "close it in one of the two; give a daemon files or /dev/null as its standard streams", true});
   }
 }
 
@@ -72,7 +75,8 @@ Status capture_one(CaptureContext& ctx, const OpenFile& file, wire::Description&
   return {};
 }
 
-// ---- destination -------------------------------------------------------------------------------------------------
+// ---- destination
+// -------------------------------------------------------------------------------------------------
 
 Error corrupt(std::string subject, std::string why) {
   return fail(ErrorKind::kCorrupt, "read the table of descriptors", std::move(subject), std::move(why));
@@ -137,7 +141,8 @@ Status lift_parking(BuildContext& ctx, const wire::DescriptorTable& table) {
 /// What a prepared descriptor can be used for.
 std::string full_key(const wire::Description& description) {
   const DescriptorRoom& room = room_of(description);
-  const std::string identity = room.identity != nullptr ? room.identity(description.payload()) : std::string();
+  const std::string identity =
+      room.identity != nullptr ? room.identity(description.payload()) : std::string();
   return fmt::format("{}|{}|{}", description.room(), description.key(), identity);
 }
 
@@ -202,9 +207,10 @@ Result<std::string> capture_descriptors(CaptureContext& ctx) {
   for (const OpenFile& file : ctx.files) {
     wire::Description description;
     const Status captured = capture_one(ctx, file, description);
-    // While the process runs a descriptor may close, or be in the middle of something, at any instant: it comes
-    // with the final message. What cannot move at all is said now.
-    const bool later = !captured.ok() && ctx.frozen == nullptr && captured.error().kind != ErrorKind::kUnsupported;
+    // While the process runs a descriptor may close, or be in the middle of something, at any instant: it
+    // comes with the final message. What cannot move at all is said now.
+    const bool later =
+        !captured.ok() && ctx.frozen == nullptr && captured.error().kind != ErrorKind::kUnsupported;
     if (captured.ok()) {
       *table.add_descriptions() = std::move(description);
     } else if (!later) {
@@ -218,8 +224,8 @@ Status prepare_descriptors(BuildContext& ctx, std::string_view description) {
   const auto table = TRY(parse_table(description));
   TRY(lift_parking(ctx, table));
   close_stale(ctx, table);
-  // What cannot be made from a description may be gone in the final message (a temporary file); if not, finish()
-  // fails on it.
+  // What cannot be made from a description may be gone in the final message (a temporary file); if not,
+  // finish() fails on it.
   for (const auto& one : table.descriptions()) (void)make_one(ctx, one).ok();
   return {};
 }
@@ -231,10 +237,10 @@ Status finish_descriptors(BuildContext& ctx, std::string_view message) {
   for (const auto& one : table.descriptions()) TRY(make_one(ctx, one));
   // ORDER: from here all numbers below parking_base belong to the process alone.
   for (const auto& one : table.descriptions()) TRY(place_one(ctx, one));
-  for (const auto& one : table.descriptions()) {
+  for (const auto& one : table.descriptions())
     TRY(room_of(one).finish(ctx, final_number(one), one.payload()));
-    TRY(apply_common(ctx, final_number(one), one));
-  }
+  // ORDER: filling a queue may change the flags of its other end.
+  for (const auto& one : table.descriptions()) TRY(apply_common(ctx, final_number(one), one));
   for (const auto& one : table.descriptions())
     if (const auto& room = room_of(one); room.wire_up != nullptr)
       TRY(room.wire_up(ctx, final_number(one), one.payload()));
@@ -275,7 +281,8 @@ std::optional<int> anchor(const BuildContext& ctx, const std::string& name) {
 
 Result<int> take_anchor(const BuildContext& ctx, const std::string& name, std::string_view subject) {
   const auto kept = anchor(ctx, name);
-  if (!kept) return fail(ErrorKind::kBug, "take one end of " + name, std::string(subject), "it was never made");
+  if (!kept)
+    return fail(ErrorKind::kBug, "take one end of " + name, std::string(subject), "it was never made");
   const int copy = ::fcntl(*kept, F_DUPFD_CLOEXEC, 0);
   if (copy < 0) return fail_errno("fcntl(F_DUPFD)", std::string(subject));
   return copy;
