@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/kcmp.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +16,20 @@
 namespace godwit::state {
 namespace {
 
+/// Nothing when the socket was closed meanwhile.
+std::optional<SocketKind> socket_kind(const tracee::Process& process, int number) {
+  const auto copy = process.pidfd().get_fd(number);
+  if (!copy.ok()) return std::nullopt;
+  SocketKind kind;
+  const auto ask = [&](int option, int& value) {
+    socklen_t length = sizeof value;
+    return ::getsockopt(copy.value().get(), SOL_SOCKET, option, &value, &length) == 0;
+  };
+  if (!ask(SO_DOMAIN, kind.domain) || !ask(SO_TYPE, kind.type) || !ask(SO_PROTOCOL, kind.protocol))
+    return std::nullopt;
+  return kind;
+}
+
 std::optional<OpenFile> read_one(const tracee::Process& process, int number) {
   const std::string name = process.path(fmt::format("fd/{}", number));
   auto link = read_link(name);
@@ -26,6 +41,7 @@ std::optional<OpenFile> read_one(const tracee::Process& process, int number) {
   const auto flags = parse_number(field(file.fdinfo, "flags:").value_or("0"), 8).value_or(0);
   file.flags = static_cast<int>(flags) & ~O_CLOEXEC;
   file.position = static_cast<int64_t>(parse_number(field(file.fdinfo, "pos:").value_or("0")).value_or(0));
+  if (S_ISSOCK(file.status.st_mode) && (flags & O_PATH) == 0) file.socket = socket_kind(process, number);
   file.descriptors.push_back({number, (flags & O_CLOEXEC) != 0});
   return file;
 }
