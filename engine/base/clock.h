@@ -15,11 +15,15 @@ inline Nanos read_clock(clockid_t id) {
   ::clock_gettime(id, &ts);
   return std::chrono::seconds(ts.tv_sec) + Nanos(ts.tv_nsec);
 }
-inline Nanos monotonic_now() { return read_clock(CLOCK_MONOTONIC); }
+inline Nanos monotonic_now() {
+  return read_clock(CLOCK_MONOTONIC);
+}
 
 inline timespec to_timespec(Nanos t) {
   return {static_cast<time_t>(t.count() / 1'000'000'000), static_cast<long>(t.count() % 1'000'000'000)};
 }
-inline int64_t to_micros(Nanos t) { return t.count() / 1000; }
+inline int64_t to_micros(Nanos t) {
+  return t.count() / 1000;
+}
 
 }  // namespace godwit

@@ -43,7 +43,8 @@ std::optional<Plan> parse(const char* text) {
 
 Status fault_point(std::string_view name) {
   static const std::optional<Plan> plan = parse(::getenv("GODWIT_FAULT"));
-  if (!plan || plan->name != name) [[likely]] return {};
+  if (!plan || plan->name != name) [[likely]]
+    return {};
   static std::atomic<int> passed = 0;
   if (++passed != plan->nth) return {};
   if (plan->action == Action::kKill) ::kill(::getpid(), SIGKILL);

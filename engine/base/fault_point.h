@@ -1,6 +1,6 @@
 // Named places where a test may make the engine fail: GODWIT_FAULT=name@n[:kill|error|delay].
-// The n-th time control passes the point (counted from 1), `kill` ends this engine with SIGKILL (the default),
-// `error` makes fault_point() return an error, `delay` pauses it for 200 ms.
+// The n-th time control passes the point (counted from 1), `kill` ends this engine with SIGKILL (the
+// default), `error` makes fault_point() return an error, `delay` pauses it for 200 ms.
 #pragma once
 
 #include <string_view>

@@ -13,7 +13,8 @@ void log_write(std::string_view line);
 
 template <typename... Args>
 void log_debug(fmt::format_string<Args...> format, Args&&... args) {
-  if (log_enabled()) [[unlikely]] log_write(fmt::format(format, std::forward<Args>(args)...));
+  if (log_enabled()) [[unlikely]]
+    log_write(fmt::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace godwit

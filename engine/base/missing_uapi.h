@@ -1,5 +1,6 @@
-// Kernel interfaces newer than Debian 12's headers. Each constant is copied from the uapi header of Linux 6.18
-// named beside it; nothing here decides whether the running kernel has the feature: kernel_features does, by probing.
+// Kernel interfaces newer than Debian 12's headers. Each constant is copied from the uapi header of
+// Linux 6.18 named beside it; nothing here decides whether the running kernel has the feature:
+// kernel_features does, by probing.
 #pragma once
 
 #include <linux/userfaultfd.h>

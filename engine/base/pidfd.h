@@ -16,7 +16,8 @@ class PidFd {
 
   [[nodiscard]] pid_t pid() const { return pid_; }
   [[nodiscard]] int get() const { return fd_.get(); }
-  /// Duplicates `fd` of the process into this one; the open file description is shared. Errors: TargetGone, Denied.
+  /// Duplicates `fd` of the process into this one; the open file description is shared. Errors: TargetGone,
+  /// Denied.
   [[nodiscard]] Result<Fd> get_fd(int fd) const;
   [[nodiscard]] Status send_signal(int signal) const;
   /// True once the process has exited (a zombie counts).

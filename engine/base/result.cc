@@ -10,21 +10,36 @@ namespace godwit {
 
 std::string_view to_string(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kInvalid: return "invalid";
-    case ErrorKind::kRetry: return "retry";
-    case ErrorKind::kTargetGone: return "target-gone";
-    case ErrorKind::kPeerGone: return "peer-gone";
-    case ErrorKind::kCorrupt: return "corrupt";
-    case ErrorKind::kUnsupported: return "unsupported";
-    case ErrorKind::kRefused: return "refused";
-    case ErrorKind::kDenied: return "denied";
-    case ErrorKind::kTimeout: return "timeout";
-    case ErrorKind::kNotConverged: return "not-converged";
-    case ErrorKind::kCancelled: return "cancelled";
-    case ErrorKind::kInDoubt: return "in-doubt";
-    case ErrorKind::kUsage: return "usage";
-    case ErrorKind::kSystem: return "system";
-    case ErrorKind::kBug: return "bug";
+    case ErrorKind::kInvalid:
+      return "invalid";
+    case ErrorKind::kRetry:
+      return "retry";
+    case ErrorKind::kTargetGone:
+      return "target-gone";
+    case ErrorKind::kPeerGone:
+      return "peer-gone";
+    case ErrorKind::kCorrupt:
+      return "corrupt";
+    case ErrorKind::kUnsupported:
+      return "unsupported";
+    case ErrorKind::kRefused:
+      return "refused";
+    case ErrorKind::kDenied:
+      return "denied";
+    case ErrorKind::kTimeout:
+      return "timeout";
+    case ErrorKind::kNotConverged:
+      return "not-converged";
+    case ErrorKind::kCancelled:
+      return "cancelled";
+    case ErrorKind::kInDoubt:
+      return "in-doubt";
+    case ErrorKind::kUsage:
+      return "usage";
+    case ErrorKind::kSystem:
+      return "system";
+    case ErrorKind::kBug:
+      return "bug";
   }
   return "invalid";
 }
@@ -45,19 +60,26 @@ Error fail(ErrorKind kind, std::string operation, std::string subject, std::stri
 namespace {
 ErrorKind kind_of(int err) {
   switch (err) {
-    case ESRCH: return ErrorKind::kTargetGone;
+    case ESRCH:
+      return ErrorKind::kTargetGone;
     case EPERM:
-    case EACCES: return ErrorKind::kDenied;
+    case EACCES:
+      return ErrorKind::kDenied;
     case EPIPE:
     case ECONNRESET:
     case ECONNREFUSED:
-    case ENOTCONN: return ErrorKind::kPeerGone;
+    case ENOTCONN:
+      return ErrorKind::kPeerGone;
     case EAGAIN:
-    case EINTR: return ErrorKind::kRetry;
-    case ETIMEDOUT: return ErrorKind::kTimeout;
+    case EINTR:
+      return ErrorKind::kRetry;
+    case ETIMEDOUT:
+      return ErrorKind::kTimeout;
     case ENOSYS:
-    case EOPNOTSUPP: return ErrorKind::kUnsupported;
-    default: return ErrorKind::kSystem;
+    case EOPNOTSUPP:
+      return ErrorKind::kUnsupported;
+    default:
+      return ErrorKind::kSystem;
   }
 }
 }  // namespace
@@ -67,7 +89,8 @@ Error fail_errno(std::string operation, std::string subject, int err, std::sourc
 }
 
 void check_failed(const char* expression, std::source_location origin) {
-  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file_name(), origin.line());
+  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file_name(),
+             origin.line());
   std::abort();
 }
 

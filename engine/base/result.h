@@ -1,6 +1,6 @@
 // Errors are values. `Result<T>` holds a T or an Error; `TRY(expr)` unwraps it or returns its error from the
-// enclosing function. No exception crosses a module. CHECK is for our own bugs only: nothing that comes from a
-// peer, an image or the target may ever be a CHECK.
+// enclosing function. No exception crosses a module. CHECK is for our own bugs only: nothing that comes from
+// a peer, an image or the target may ever be a CHECK.
 #pragma once
 
 #include <cerrno>
@@ -50,8 +50,9 @@ struct Error {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::move(value)) {}                                // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::make_unique<Error>(std::move(error))) {}   // NOLINT(google-explicit-constructor)
+  Result(T value) : state_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : state_(std::make_unique<Error>(std::move(error))) {}  // NOLINT(google-explicit-constructor)
 
   [[nodiscard]] bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -72,7 +73,8 @@ template <>
 class [[nodiscard]] Result<void> {
  public:
   Result() = default;
-  Result(Error error) : error_(std::make_unique<Error>(std::move(error))) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : error_(std::make_unique<Error>(std::move(error))) {}  // NOLINT(google-explicit-constructor)
 
   [[nodiscard]] bool ok() const { return !error_; }
   explicit operator bool() const { return ok(); }
@@ -89,7 +91,8 @@ using Status = Result<void>;
 Error fail(ErrorKind kind, std::string operation, std::string subject, std::string remedy = {},
            std::source_location origin = std::source_location::current());
 
-/// The kind follows from `err`: ESRCH is TargetGone, EPERM Denied, EPIPE PeerGone, EAGAIN/EINTR Retry, else System.
+/// The kind follows from `err`: ESRCH is TargetGone, EPERM Denied, EPIPE PeerGone, EAGAIN/EINTR Retry, else
+/// System.
 Error fail_errno(std::string operation, std::string subject, int err = errno,
                  std::source_location origin = std::source_location::current());
 
@@ -99,11 +102,12 @@ Error fail_errno(std::string operation, std::string subject, int err = errno,
 
 #define GODWIT_CONCAT_(a, b) a##b
 #define GODWIT_CONCAT(a, b) GODWIT_CONCAT_(a, b)
-#define GODWIT_TRY_(result, expr)                                        \
-  __extension__({                                                        \
-    auto&& result = (expr);                                              \
-    if (!(result).ok()) [[unlikely]] return (result).take_error();       \
-    (result).take();                                                     \
+#define GODWIT_TRY_(result, expr)    \
+  __extension__({                    \
+    auto&& result = (expr);          \
+    if (!(result).ok()) [[unlikely]] \
+      return (result).take_error();  \
+    (result).take();                 \
   })
 #define TRY(expr) GODWIT_TRY_(GODWIT_CONCAT(try_result_, __COUNTER__), expr)
 #define CHECK(cond) \

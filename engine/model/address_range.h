@@ -22,7 +22,9 @@ struct AddressRange {
   constexpr bool operator==(const AddressRange&) const = default;
 };
 
-constexpr AddressRange range_of(uint64_t start, uint64_t end) { return {RemoteAddr(start), RemoteAddr(end)}; }
+constexpr AddressRange range_of(uint64_t start, uint64_t end) {
+  return {RemoteAddr(start), RemoteAddr(end)};
+}
 constexpr AddressRange intersect(AddressRange a, AddressRange b) {
   return {std::max(a.start, b.start), std::max(std::max(a.start, b.start), std::min(a.end, b.end))};
 }

@@ -11,17 +11,18 @@ class DirtyTracker {
  public:
   virtual ~DirtyTracker() = default;
 
-  /// Brings `ranges` under the tracker; a range that already is stays as it was. Ranges that the kernel cannot
-  /// track are returned (their pages are re-sent in the freeze). Errors: TargetGone, Denied, System.
+  /// Brings `ranges` under the tracker; a range that already is stays as it was. Ranges that the kernel
+  /// cannot track are returned (their pages are re-sent in the freeze). Errors: TargetGone, Denied, System.
   virtual Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) = 0;
 
-  /// The pages of `range` written since the last collect (all populated ones at first), and from now on clean.
-  /// A write during the call is reported by this call or by the next. Runs are sorted, `written` is set in all.
-  /// Errors: TargetGone; Retry when a part of `range` is no longer tracked (it was unmapped or replaced): re-read
-  /// the layout, track, and collect again.
+  /// The pages of `range` written since the last collect (all populated ones at first), and from now on
+  /// clean. A write during the call is reported by this call or by the next. Runs are sorted, `written` is
+  /// set in all. Errors: TargetGone; Retry when a part of `range` is no longer tracked (it was unmapped or
+  /// replaced): re-read the layout, track, and collect again.
   virtual Result<PageRuns> collect(AddressRange range) = 0;
 
-  /// Every populated or written page of `range` with its state, changing nothing. For the last pass, target frozen.
+  /// Every populated or written page of `range` with its state, changing nothing. For the last pass, target
+  /// frozen.
   virtual Result<PageRuns> survey(AddressRange range) = 0;
 };
 

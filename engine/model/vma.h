@@ -23,14 +23,14 @@ enum class VmaKind : uint8_t {
 
 struct Vma {
   AddressRange range;
-  int prot = 0;             ///< PROT_READ | PROT_WRITE | PROT_EXEC
-  bool shared = false;      ///< MAP_SHARED
+  int prot = 0;         ///< PROT_READ | PROT_WRITE | PROT_EXEC
+  bool shared = false;  ///< MAP_SHARED
   VmaKind kind = VmaKind::kInvalid;
-  uint64_t offset = 0;      ///< bytes into the file or object
-  uint64_t device = 0;      ///< st_dev of the file as maps prints it (major << 32 | minor), 0 if none
+  uint64_t offset = 0;  ///< bytes into the file or object
+  uint64_t device = 0;  ///< st_dev of the file as maps prints it (major << 32 | minor), 0 if none
   uint64_t inode = 0;
-  std::string path;         ///< as maps prints it: a path, "[heap]", "[stack]", "/memfd:x (deleted)", or empty
-  std::string flags;        ///< VmFlags of smaps ("rd wr mr mw me ac sd"), empty when only maps was read
+  std::string path;   ///< as maps prints it: a path, "[heap]", "[stack]", "/memfd:x (deleted)", or empty
+  std::string flags;  ///< VmFlags of smaps ("rd wr mr mw me ac sd"), empty when only maps was read
   int protection_key = 0;
 
   [[nodiscard]] bool has_flag(std::string_view two_letters) const {

@@ -11,7 +11,9 @@ Result<int> half(int n) {
   if (n % 2 != 0) return fail(ErrorKind::kUsage, "half", std::to_string(n), "give an even number");
   return n / 2;
 }
-Result<int> quarter(int n) { return TRY(half(TRY(half(n)))); }
+Result<int> quarter(int n) {
+  return TRY(half(TRY(half(n))));
+}
 Status nothing(int n) {
   TRY(half(n));
   return {};

@@ -1,0 +1,320 @@
+#include "engine/state/address_space.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "engine/base/files.h"
+#include "engine/base/missing_uapi.h"
+#include "engine/wire/rooms_memory.pb.h"
+
+#ifndef MAP_FIXED_NOREPLACE
+#define MAP_FIXED_NOREPLACE 0x100000
+#endif
+
+namespace godwit::state {
+namespace {
+
+using tracee::Batch;
+using Kind = LayoutStep::Kind;
+constexpr long kSysMseal = 462;
+
+// ---- mappings
+// ----------------------------------------------------------------------------------------------------
+
+std::string describe(const Vma& vma) {
+  return fmt::format("{} {}", vma.range, vma.path);
+}
+
+int map_flags(const Vma& vma) {
+  int flags = MAP_FIXED_NOREPLACE | (vma.shared ? MAP_SHARED : MAP_PRIVATE);
+  if (vma.kind == VmaKind::kAnonymous) flags |= MAP_ANONYMOUS;
+  if (vma.has_flag("gd")) flags |= MAP_GROWSDOWN;
+  if (vma.has_flag("nr")) flags |= MAP_NORESERVE;
+  return flags;
+}
+
+/// A descriptor of the shell (this thread shares its table) for the file or object behind `vma`; `opened` if
+/// it has to be closed after the mapping.
+Result<int> backing(BuildContext& context, const Vma& vma, bool& opened) {
+  opened = false;
+  if (vma.kind == VmaKind::kAnonymous) return -1;
+  if (const auto object = context.objects.find(object_key(vma.device, vma.inode));
+      object != context.objects.end())
+    return object->second.fd;
+  if (vma.kind == VmaKind::kShmem)
+    return fail(ErrorKind::kCorrupt, "map a shared memory object", describe(vma),
+                "the stream never announced it");
+  const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
+  const int fd = ::open(vma.path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
+  if (fd < 0) return fail_errno("open a mapped file", vma.path);
+  opened = true;
+  return fd;
+}
+
+void advise(Batch& batch, const Vma& vma, std::string_view had) {
+  struct Advice {
+    std::string_view flag;
+    int set, clear;
+  };
+  constexpr Advice kAdvices[] = {
+      {"dc", MADV_DONTFORK, MADV_DOFORK},       {"dd", MADV_DONTDUMP, MADV_DODUMP},
+      {"mg", MADV_MERGEABLE, MADV_UNMERGEABLE}, {"hg", MADV_HUGEPAGE, MADV_NOHUGEPAGE},
+      {"nh", MADV_NOHUGEPAGE, MADV_HUGEPAGE},   {"sr", MADV_SEQUENTIAL, MADV_NORMAL},
+      {"rr", MADV_RANDOM, MADV_NORMAL},         {"wf", MADV_WIPEONFORK, MADV_KEEPONFORK},
+  };
+  const auto call = [&](int advice) {
+    batch.call_may_fail(SYS_madvise, {vma.range.start, vma.range.size(), advice}, "madvise " + describe(vma));
+  };
+  for (const Advice& a : kAdvices) {
+    const bool want = vma.has_flag(a.flag);
+    const bool have = had.find(a.flag) != std::string_view::npos;
+    if (have && !want) call(a.clear);
+    if (want && !have) call(a.set);
+  }
+  // MLOCK_ONFAULT first: plain mlock would fault all pages in before they arrive; the room locks fully at the
+  // end.
+  constexpr int kMlockOnFault = 1;
+  const bool locked = vma.has_flag("lo"), was_locked = had.find("lo") != std::string_view::npos;
+  if (locked && !was_locked)
+    batch.call(SYS_mlock2, {vma.range.start, vma.range.size(), kMlockOnFault}, "mlock2 " + describe(vma));
+  if (!locked && was_locked)
+    batch.call(SYS_munlock, {vma.range.start, vma.range.size()}, "munlock " + describe(vma));
+}
+
+void protect(Batch& batch, const Vma& vma) {
+  batch.call(SYS_mprotect, {vma.range.start, vma.range.size(), vma.prot}, "mprotect " + describe(vma));
+}
+
+/// The kernel maps vvar, vvar_vclock and vdso together at one address: their first area's.
+Status map_vdso(BuildContext& context, const Layout& next) {
+  const auto first =
+      std::find_if(next.begin(), next.end(), [](const Vma& v) { return v.kind == VmaKind::kVdso; });
+  if (first == next.end()) return {};
+  Batch batch;
+  batch.call(SYS_arch_prctl, {uapi::kArchMapVdso64, first->range.start},
+             "map the vdso at " + describe(*first));
+  return context.run(batch);
+}
+
+Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
+  Batch batch;
+  std::vector<int> to_close;
+  Status opened_all;
+  for (const LayoutStep& step : steps) {
+    const Vma& vma = step.area;
+    if (step.kind != Kind::kMap || vma.kind == VmaKind::kVdso || vma.kind == VmaKind::kVsyscall) continue;
+    bool opened = false;
+    auto fd = backing(context, vma, opened);
+    if (!fd.ok()) {
+      opened_all = fd.take_error();
+      break;
+    }
+    if (opened) to_close.push_back(fd.value());
+    batch.call(SYS_mmap,
+               {vma.range.start, vma.range.size(), vma.prot, map_flags(vma), fd.value(), vma.offset},
+               "mmap " + describe(vma));
+    advise(batch, vma, {});
+  }
+  Status mapped = opened_all.ok() ? context.run(batch) : std::move(opened_all);
+  for (const int fd : to_close) ::close(fd);
+  return mapped;
+}
+
+bool is_vdso(const LayoutStep& step) {
+  return step.area.kind == VmaKind::kVdso;
+}
+
+}  // namespace
+
+Status AddressSpace::follow(BuildContext& context, const Layout& next) {
+  const std::vector<LayoutStep> steps = plan_layout(layout_, next);
+  if (steps.empty()) {
+    layout_ = next;
+    return {};
+  }
+  TRY(context.shell.keep_clear_of(next));
+  Batch unmap;
+  for (const LayoutStep& step : steps) {
+    if (step.kind != Kind::kUnmap) continue;
+    unmap.call(SYS_munmap, {step.area.range.start, step.area.range.size()}, "munmap " + describe(step.area));
+  }
+  if (!unmap.empty()) TRY(context.run(unmap));
+  if (std::any_of(steps.begin(), steps.end(),
+                  [](const auto& s) { return s.kind == Kind::kMap && is_vdso(s); }))
+    TRY(map_vdso(context, next));
+  TRY(map_areas(context, steps));
+  Batch change;
+  for (const LayoutStep& step : steps) {
+    if (step.kind == Kind::kProtect) protect(change, step.area);
+    if (step.kind == Kind::kAdvise) advise(change, step.area, step.had);
+  }
+  if (!change.empty()) TRY(context.run(change));
+  layout_ = next;
+  return {};
+}
+
+bool inherit_details(Layout& layout, const Layout& detailed) {
+  bool complete = true;
+  for (Vma& vma : layout) {
+    const Vma* old = nullptr;
+    for (RemoteAddr at : {vma.range.start, RemoteAddr(vma.range.end.value() - kPageSize)}) {
+      const Vma* there = find_vma(detailed, at);
+      if (there != nullptr && there->shared == vma.shared && there->inode == vma.inode &&
+          there->kind == vma.kind)
+        old = there;
+    }
+    complete = complete && old != nullptr;
+    if (old == nullptr) continue;
+    vma.flags = old->flags;
+    vma.protection_key = old->protection_key;
+  }
+  return complete;
+}
+
+// ---- the room: fields of the mm
+// ----------------------------------------------------------------------------------
+
+namespace {
+
+constexpr std::string_view kName = "address-space";
+
+Finding finding_of(const Vma& vma, std::string what, std::string why, std::string remedy) {
+  return {std::string(kName),
+          fmt::format("mapping {} ({})", vma.range, vma.path.empty() ? "anonymous" : vma.path),
+          std::move(what),
+          std::move(why),
+          std::move(remedy),
+          true};
+}
+
+std::optional<Finding> judge(const Vma& vma) {
+  if (vma.kind == VmaKind::kUnsupported) {
+    if (vma.path.starts_with("/SYSV"))
+      return finding_of(vma, "a System V shared memory segment",
+                        "other processes may share it, and it is not carried yet",
+                        "detach it (shmdt), or use POSIX shared memory");
+    if (vma.has_flag("ht"))
+      return finding_of(vma, "huge pages of hugetlbfs", "they are not carried yet",
+                        "use transparent huge pages");
+    return finding_of(vma, "memory of a device or of the kernel", "its contents live in this host's hardware",
+                      "close what mapped it");
+  }
+  const bool deleted = vma.path.ends_with(" (deleted)");
+  if (deleted && (vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared) &&
+      !vma.path.starts_with("/memfd:"))
+    return finding_of(
+        vma, "a mapping of a deleted file", "the destination has no such file",
+        "restart the program (after an upgrade its libraries are replaced), or put the file back");
+  if (vma.protection_key != 0)
+    return finding_of(vma, "memory under a protection key", "protection keys are not carried yet",
+                      "disable the program's use of pkey_mprotect");
+  return std::nullopt;
+}
+
+Status check(const CheckContext& context, Findings& findings) {
+  for (const Vma& vma : context.layout) {
+    if (auto found = judge(vma)) findings.push_back(std::move(*found));
+  }
+  const std::string exe = TRY(read_link(context.process.path("exe")));
+  if (exe.ends_with(" (deleted)"))
+    findings.push_back({std::string(kName), exe, "the program file was deleted",
+                        "the destination cannot open it", "restart the program, or put the file back", true});
+  return {};
+}
+
+void put_stat(wire::AddressSpaceState& state, const tracee::Stat& stat) {
+  state.set_start_code(stat.start_code);
+  state.set_end_code(stat.end_code);
+  state.set_start_data(stat.start_data);
+  state.set_end_data(stat.end_data);
+  state.set_start_brk(stat.start_brk);
+  state.set_start_stack(stat.start_stack);
+  state.set_arg_start(stat.arg_start);
+  state.set_arg_end(stat.arg_end);
+  state.set_env_start(stat.env_start);
+  state.set_env_end(stat.env_end);
+}
+
+Result<std::string> capture(CaptureContext& context) {
+  wire::AddressSpaceState state;
+  put_stat(state, TRY(context.process.stat()));
+  state.set_exe(TRY(read_link(context.process.path("exe"))));
+  state.set_auxv(TRY(read_file(context.process.path("auxv"))));
+  Batch batch;
+  const size_t brk = batch.call(SYS_brk, {0}, "read the program break");
+  TRY(context.runner->run(context.pid(), batch));
+  state.set_brk(static_cast<uint64_t>(batch.result(brk)));
+  for (const Vma& vma : context.layout) {
+    auto* list = vma.has_flag("sl") ? state.mutable_sealed() : nullptr;
+    if (list == nullptr && vma.has_flag("lo") && !vma.has_flag("lf")) list = state.mutable_locked();
+    if (list == nullptr) continue;
+    list->Add(vma.range.start.value());
+    list->Add(vma.range.end.value());
+  }
+  return state.SerializeAsString();
+}
+
+/// As linux/prctl.h defines it.
+struct MmMap {
+  uint64_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack;
+  uint64_t arg_start, arg_end, env_start, env_end;
+  uint64_t auxv;
+  uint32_t auxv_size;
+  uint32_t exe_fd;
+};
+
+/// The kernel reads the auxv through a pointer inside the structure.
+Status set_mm(BuildContext& context, const wire::AddressSpaceState& state, int exe) {
+  Batch batch;
+  const auto auxv = batch.put(std::as_bytes(std::span(state.auxv())));
+  MmMap map{state.start_code(),
+            state.end_code(),
+            state.start_data(),
+            state.end_data(),
+            state.start_brk(),
+            state.brk(),
+            state.start_stack(),
+            state.arg_start(),
+            state.arg_end(),
+            state.env_start(),
+            state.env_end(),
+            0,
+            static_cast<uint32_t>(state.auxv().size()),
+            static_cast<uint32_t>(exe)};
+  const auto ref = batch.put_value(map);
+  batch.point(ref, offsetof(MmMap, auxv), auxv);
+  constexpr int kPrSetMm = 35, kPrSetMmMap = 14;
+  batch.call(SYS_prctl, {kPrSetMm, kPrSetMmMap, ref, sizeof map, 0},
+             "prctl(PR_SET_MM_MAP) with exe " + state.exe());
+  return context.run(batch);
+}
+
+Status prepare(BuildContext&, std::string_view) {
+  return {};
+}
+
+Status finish(BuildContext& context, std::string_view message) {
+  const auto state = TRY(parse_message<wire::AddressSpaceState>(kName, message));
+  const int exe = ::open(state.exe().c_str(), O_RDONLY | O_CLOEXEC);
+  if (exe < 0) return fail_errno("open the program file", state.exe());
+  Status set = set_mm(context, state, exe);
+  ::close(exe);
+  TRY(std::move(set));
+  Batch last;
+  for (int i = 0; i + 1 < state.locked_size(); i += 2)
+    last.call(SYS_mlock, {state.locked(i), state.locked(i + 1) - state.locked(i)}, "mlock");
+  for (int i = 0; i + 1 < state.sealed_size(); i += 2)
+    last.call(kSysMseal, {state.sealed(i), state.sealed(i + 1) - state.sealed(i), 0}, "mseal");
+  return last.empty() ? Status{} : context.run(last);
+}
+
+}  // namespace
+
+const Room kAddressSpaceRoom{kName, false, check, capture, prepare, finish};
+
+}  // namespace godwit::state

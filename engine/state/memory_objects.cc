@@ -1,0 +1,137 @@
+#include "engine/state/memory_objects.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+
+#include <algorithm>
+#include <set>
+
+namespace godwit::state {
+namespace {
+
+constexpr std::string_view kMemfdPrefix = "/memfd:";
+constexpr std::string_view kDeleted = " (deleted)";
+#ifndef MFD_EXEC
+constexpr unsigned kMfdExec = 0x10;
+#else
+constexpr unsigned kMfdExec = MFD_EXEC;
+#endif
+
+/// `name` is how /proc shows it: "/memfd:NAME (deleted)" or "/dev/zero (deleted)".
+std::optional<ObjectSource> open_source(const std::string& path, std::string_view name) {
+  ObjectSource source;
+  source.fd = Fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat st {};
+  if (!source.fd.valid() || ::fstat(source.fd.get(), &st) != 0) return std::nullopt;
+  const uint64_t device = uint64_t{major(st.st_dev)} << 32 | minor(st.st_dev);
+  source.info.set_id(object_key(device, st.st_ino));
+  source.info.set_size(static_cast<uint64_t>(st.st_size));
+  source.info.set_kind(wire::MemoryObject::SHARED_ANONYMOUS);
+  if (name.starts_with(kMemfdPrefix)) {
+    source.info.set_kind(wire::MemoryObject::MEMFD);
+    name.remove_prefix(kMemfdPrefix.size());
+    if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
+    source.info.set_name(std::string(name));
+    const bool executable = (st.st_mode & 0111) != 0;
+    source.info.set_memfd_flags(MFD_ALLOW_SEALING | (executable ? kMfdExec : 0u));
+  }
+  return source;
+}
+
+bool is_object(const Vma& vma) {
+  return vma.kind == VmaKind::kShmem ||
+         (vma.kind == VmaKind::kFilePrivate && vma.path.starts_with(kMemfdPrefix));
+}
+
+/// Anonymous shared memory exists only behind a mapping: it is mapped for a moment, and taken from map_files.
+Result<int> create_shared_anonymous(BuildContext& context, uint64_t size) {
+  tracee::Batch map;
+  const size_t at =
+      map.call(SYS_mmap, {0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0},
+               "map shared anonymous memory");
+  TRY(context.run(map));
+  const auto start = static_cast<uint64_t>(map.result(at));
+  const std::string path =
+      fmt::format("/proc/{}/map_files/{:x}-{:x}", context.shell.pid(), start, start + page_ceil(size));
+  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+  const int err = errno;
+  tracee::Batch unmap;
+  unmap.call(SYS_munmap, {start, size}, "unmap shared anonymous memory");
+  Status unmapped = context.run(unmap);
+  if (fd < 0) return fail_errno("open", path, err);
+  if (!unmapped.ok()) {
+    ::close(fd);
+    return unmapped.take_error();
+  }
+  return fd;
+}
+
+Result<int> create_memfd(const wire::MemoryObject& object) {
+  const int fd = ::memfd_create(object.name().c_str(), object.memfd_flags() | MFD_CLOEXEC);
+  if (fd < 0) return fail_errno("memfd_create", object.name());
+  if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) {
+    Error error = fail_errno("ftruncate a memfd", object.name());
+    ::close(fd);
+    return error;
+  }
+  return fd;
+}
+
+}  // namespace
+
+Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
+                                               const std::vector<OpenFile>& files) {
+  std::vector<ObjectSource> found;
+  std::set<uint64_t> known;
+  const auto add = [&](std::optional<ObjectSource> source) {
+    if (source && known.insert(source->info.id()).second) found.push_back(std::move(*source));
+  };
+  for (const Vma& vma : layout) {
+    if (!is_object(vma)) continue;
+    add(open_source(process.path(fmt::format("map_files/{}", vma.range)), vma.path));
+  }
+  for (const OpenFile& file : files) {
+    if (file.link.starts_with(kMemfdPrefix))
+      add(open_source(process.path(fmt::format("fd/{}", file.number())), file.link));
+  }
+  return found;
+}
+
+Status create_object(BuildContext& context, const wire::MemoryObject& object) {
+  if (context.objects.count(object.id()) != 0) return resize_object(context, object.id(), object.size());
+  const int fd = object.kind() == wire::MemoryObject::MEMFD
+                     ? TRY(create_memfd(object))
+                     : TRY(create_shared_anonymous(context, object.size()));
+  const int parked = ::fcntl(fd, F_DUPFD_CLOEXEC, context.parking_base);
+  ::close(fd);
+  if (parked < 0) return fail_errno("park the descriptor of a memory object", object.name());
+  context.objects[object.id()] = {object.id(), parked, object.size()};
+  return {};
+}
+
+Status resize_object(BuildContext& context, uint64_t id, uint64_t size) {
+  SharedObject& object = context.objects.at(id);
+  if (object.size == size) return {};
+  if (::ftruncate(object.fd, static_cast<off_t>(size)) != 0)
+    return fail_errno("ftruncate a memory object", fmt::format("object {:#x}", id));
+  object.size = size;
+  return {};
+}
+
+void close_objects(BuildContext& context) {
+  for (auto& [id, object] : context.objects) ::close(object.fd);
+  context.objects.clear();
+}
+
+Result<Fd> open_object(pid_t shell, const SharedObject& object) {
+  const std::string path = fmt::format("/proc/{}/fd/{}", shell, object.fd);
+  Fd fd(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  if (!fd.valid()) return fail_errno("open a memory object of the shell", path);
+  return fd;
+}
+
+}  // namespace godwit::state

@@ -1,0 +1,33 @@
+// Objects of shared memory (memfds, shared anonymous memory): carried once by content, whatever maps or opens
+// them. Source: find them and read them. Destination: make them, before anything maps or opens them.
+#pragma once
+
+#include <vector>
+
+#include "engine/base/fd.h"
+#include "engine/state/context.h"
+#include "engine/wire/rooms_memory.pb.h"
+
+namespace godwit::state {
+
+struct ObjectSource {
+  wire::MemoryObject info;
+  Fd fd;  ///< open for reading in this engine; the object lives at least as long
+};
+
+/// All objects that `layout` maps or `files` has open. Any thread, the process may run.
+/// Errors: TargetGone. An object whose mapping vanished meanwhile is left out.
+Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
+                                               const std::vector<OpenFile>& files);
+
+/// Makes the object and enters it in context.objects. Shell thread. Errors: System.
+Status create_object(BuildContext& context, const wire::MemoryObject& object);
+/// The size it has now on the source. Shell thread.
+Status resize_object(BuildContext& context, uint64_t id, uint64_t size);
+/// Closes the shell's descriptors of all objects: the mappings and memfds of the process hold them now.
+void close_objects(BuildContext& context);
+
+/// A descriptor of this engine for an object of the shell with (outer) pid `shell`: for writing its contents.
+Result<Fd> open_object(pid_t shell, const SharedObject& object);
+
+}  // namespace godwit::state

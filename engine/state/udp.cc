@@ -1,0 +1,163 @@
+// UDP and UDP-Lite sockets, bound and connected. Datagrams that wait unread cannot be put into another socket
+// with their senders: the freeze waits for an instant without any (capture says Retry).
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <netinet/in.h>
+#include <netinet/udp.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstring>
+
+#include "engine/base/files.h"
+#include "engine/state/descriptor_room_list.h"
+#include "engine/state/descriptors.h"
+#include "engine/state/socket_options.h"
+#include "engine/wire/rooms_fds.pb.h"
+
+namespace godwit::state {
+namespace {
+
+constexpr std::string_view kRoom = "udp";
+constexpr std::array kUdpLevel = {
+    OptionSpec{IPPROTO_UDP, UDP_CORK, sizeof(int), OptionPhase::kLate, "UDP_CORK"},
+    OptionSpec{IPPROTO_UDP, UDP_SEGMENT, sizeof(int), OptionPhase::kLate, "UDP_SEGMENT"},
+    OptionSpec{IPPROTO_UDP, UDP_GRO, sizeof(int), OptionPhase::kLate, "UDP_GRO"},
+    OptionSpec{IPPROTO_UDP, UDP_NO_CHECK6_TX, sizeof(int), OptionPhase::kEarly, "UDP_NO_CHECK6_TX"},
+    OptionSpec{IPPROTO_UDP, UDP_NO_CHECK6_RX, sizeof(int), OptionPhase::kEarly, "UDP_NO_CHECK6_RX"},
+};
+
+bool claims(const OpenFile& file) {
+  if (!file.socket || file.socket->type != SOCK_DGRAM) return false;
+  const bool family = file.socket->domain == AF_INET || file.socket->domain == AF_INET6;
+  return family && (file.socket->protocol == IPPROTO_UDP || file.socket->protocol == IPPROTO_UDPLITE);
+}
+
+using NameCall = int (*)(int, sockaddr*, socklen_t*);
+
+/// Empty: there is no such name (not connected), or it is the wildcard without a port (not bound).
+std::string read_name(int fd, NameCall call) {
+  sockaddr_storage name{};
+  socklen_t length = sizeof name;
+  if (call(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return {};
+  // The port is at the same place for both families.
+  if (reinterpret_cast<const sockaddr_in*>(&name)->sin_port == 0) return {};
+  return {reinterpret_cast<const char*>(&name), length};
+}
+
+std::string to_text(const std::string& name) {
+  std::array<char, INET6_ADDRSTRLEN> text{};
+  sockaddr_in6 address{};
+  std::memcpy(&address, name.data(), std::min(name.size(), sizeof address));
+  if (address.sin6_family == AF_INET6) {
+    ::inet_ntop(AF_INET6, &address.sin6_addr, text.data(), text.size());
+    return fmt::format("[{}]:{}", text.data(), ntohs(address.sin6_port));
+  }
+  sockaddr_in v4{};
+  std::memcpy(&v4, name.data(), std::min(name.size(), sizeof v4));
+  ::inet_ntop(AF_INET, &v4.sin_addr, text.data(), text.size());
+  return fmt::format("{}:{}", text.data(), ntohs(v4.sin_port));
+}
+
+// KERNEL: memberships are kept with the socket and shown nowhere; the host-wide list (igmp) counts their
+// users. A socket that set an outgoing multicast interface or ttl is a hint, but one that only listens gives
+// none.
+Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
+  const auto copy = ctx.process.pidfd().get_fd(file.number());
+  if (!copy.ok()) return {};
+  pollfd state{copy.value().get(), POLLIN, 0};
+  if (::poll(&state, 1, 0) == 1 && (state.revents & POLLIN) != 0)
+    findings.push_back({std::string(kRoom), file.subject(), "a UDP socket with datagrams unread",
+                        "the freeze waits for an instant without any",
+                        "nothing, if the program reads in time", false});
+  return {};
+}
+
+Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
+  const Fd copy = TRY(duplicate(ctx, file));
+  wire::UdpState state;
+  state.set_domain(file.socket->domain);
+  state.set_protocol(file.socket->protocol);
+  state.set_local(read_name(copy.get(), ::getsockname));
+  state.set_remote(read_name(copy.get(), ::getpeername));
+  *state.mutable_options() = TRY(capture_socket_options(
+      copy.get(), file.subject(), {socket_level_options(), ip_level_options(), kUdpLevel}));
+  pollfd ready{copy.get(), POLLIN, 0};
+  if (ctx.frozen != nullptr && ::poll(&ready, 1, 0) == 1 && (ready.revents & (POLLIN | POLLERR)) != 0)
+    return fail(ErrorKind::kRetry, "capture a UDP socket", file.subject(),
+                "a datagram or an error waits unread; the migration needs an instant without");
+  return state.SerializeAsString();
+}
+
+std::string identity(std::string_view message) {
+  const auto state = parse_message<wire::UdpState>(kRoom, message);
+  if (!state.ok()) return "damaged";
+  return fmt::format("{}:{}", state.value().domain(), state.value().protocol());
+}
+
+Result<wire::UdpState> parse(std::string_view message) {
+  auto state = TRY(parse_message<wire::UdpState>(kRoom, message));
+  const size_t size = state.domain() == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  const bool family = state.domain() == AF_INET || state.domain() == AF_INET6;
+  const bool protocol = state.protocol() == IPPROTO_UDP || state.protocol() == IPPROTO_UDPLITE;
+  const auto fits = [&](const std::string& name) { return name.empty() || name.size() == size; };
+  if (family && protocol && fits(state.local()) && fits(state.remote())) return state;
+  return fail(ErrorKind::kCorrupt, "make a UDP socket", fmt::format("family {}", state.domain()),
+              "its description makes no sense: the stream is damaged");
+}
+
+std::string subject(const wire::UdpState& state) {
+  if (state.local().empty()) return "an unbound UDP socket";
+  return "UDP socket " + to_text(state.local()) +
+         (state.remote().empty() ? "" : " to " + to_text(state.remote()));
+}
+
+Result<int> prepare(BuildContext&, std::string_view message) {
+  const auto state = TRY(parse(message));
+  const int fd = ::socket(state.domain(), SOCK_DGRAM | SOCK_CLOEXEC, state.protocol());
+  if (fd < 0) return fail_errno("socket", subject(state));
+  return fd;
+}
+
+/// While set, bind and connect take an address that this host does not have yet. Late options put it right
+/// again.
+Status accept_any_address(int fd, const wire::UdpState& state) {
+  const bool v6 = state.domain() == AF_INET6;
+  return set_int_option(fd, subject(state), v6 ? IPPROTO_IPV6 : IPPROTO_IP,
+                        v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT, 1);
+}
+
+Status use_name(int fd, const wire::UdpState& state, const std::string& name, const char* what,
+                int (*call)(int, const sockaddr*, socklen_t)) {
+  if (name.empty()) return {};
+  sockaddr_storage address{};
+  std::memcpy(&address, name.data(), name.size());
+  if (call(fd, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(name.size())) == 0)
+    return {};
+  Error error = fail_errno(what, subject(state));
+  if (error.err == EADDRINUSE) error.remedy = "another program on this host has this port: stop it";
+  if (error.err == EADDRNOTAVAIL)
+    error.remedy = "this host does not have the address: move it, too (--move-address)";
+  return error;
+}
+
+Status finish(BuildContext& ctx, int fd, std::string_view message) {
+  const auto state = TRY(parse(message));
+  const OptionTables all = {socket_level_options(), ip_level_options(), kUdpLevel};
+  TRY(apply_socket_options(fd, subject(state), state.options(), OptionPhase::kEarly, all));
+  if (ctx.addresses_arrive_later) TRY(accept_any_address(fd, state));
+  TRY(use_name(fd, state, state.local(), "bind", ::bind));
+  TRY(use_name(fd, state, state.remote(), "connect", ::connect));
+  return apply_socket_options(fd, subject(state), state.options(), OptionPhase::kLate, all);
+}
+
+}  // namespace
+
+DescriptorRoom udp_room() {
+  return {kRoom, claims, check, capture, prepare, finish, nullptr, identity};
+}
+
+}  // namespace godwit::state

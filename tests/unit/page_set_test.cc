@@ -1,0 +1,50 @@
+#include "engine/model/page_set.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+#include <set>
+
+namespace godwit {
+namespace {
+
+AddressRange pages(uint64_t first, uint64_t count) {
+  return range_of(first << kPageShift, (first + count) << kPageShift);
+}
+
+TEST(PageSet, RunsJoinAcrossWordsAndBlocks) {
+  PageSet set;
+  set.insert(pages(500, 30));
+  set.insert(pages(530, 1));
+  EXPECT_EQ(set.runs(), std::vector<AddressRange>{pages(500, 31)});
+  set.erase(pages(510, 2));
+  EXPECT_EQ(set.runs(), (std::vector<AddressRange>{pages(500, 10), pages(512, 19)}));
+}
+
+TEST(PageSet, ErasingATerabyteIsCheap) {
+  PageSet set;
+  set.insert(pages(7, 3));
+  set.erase(range_of(0, uint64_t{1} << 46));
+  EXPECT_TRUE(set.empty());
+}
+
+TEST(PageSet, AgreesWithAPlainSet) {
+  std::mt19937 random(1);
+  PageSet set;
+  std::set<uint64_t> plain;
+  for (int i = 0; i < 4000; ++i) {
+    const uint64_t first = random() % 3000, count = random() % 700;
+    const bool add = random() % 2 == 0;
+    add ? set.insert(pages(first, count)) : set.erase(pages(first, count));
+    for (uint64_t p = first; p < first + count; ++p) add ? void(plain.insert(p)) : void(plain.erase(p));
+  }
+  EXPECT_EQ(set.size(), plain.size());
+  for (uint64_t p = 0; p < 4000; ++p)
+    EXPECT_EQ(set.contains(RemoteAddr(p << kPageShift)), plain.count(p) == 1) << p;
+  uint64_t in_runs = 0;
+  for (const auto& run : set.runs()) in_runs += run.pages();
+  EXPECT_EQ(in_runs, plain.size());
+}
+
+}  // namespace
+}  // namespace godwit
