@@ -1,0 +1,108 @@
+#include "engine/address/announce.h"
+
+#include <arpa/inet.h>
+#include <fmt/format.h>
+#include <linux/if_packet.h>
+#include <net/ethernet.h>
+#include <net/if_arp.h>
+#include <netinet/icmp6.h>
+#include <netinet/if_ether.h>
+#include <netinet/in.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/base/fd.h"
+
+namespace godwit::address {
+namespace {
+
+Error announce_error(const char* operation, const IpAddress& ip, const Link& link) {
+  return fail_errno(operation, fmt::format("{} at {}", ip.to_string(), link.name));
+}
+
+ether_arp gratuitous_arp(uint16_t operation, const IpAddress& ip, const Link& link) {
+  ether_arp arp{};
+  arp.ea_hdr.ar_hrd = htons(ARPHRD_ETHER);
+  arp.ea_hdr.ar_pro = htons(ETHERTYPE_IP);
+  arp.ea_hdr.ar_hln = ETH_ALEN;
+  arp.ea_hdr.ar_pln = 4;
+  arp.ea_hdr.ar_op = htons(operation);
+  std::memcpy(arp.arp_sha, link.mac.data(), link.mac.size());
+  std::memcpy(arp.arp_spa, ip.bytes().data(), sizeof(arp.arp_spa));
+  std::memcpy(arp.arp_tpa, ip.bytes().data(), sizeof(arp.arp_tpa));
+  // KERNEL: a reply counts as gratuitous only when its target hardware address equals its source.
+  if (operation == ARPOP_REPLY) std::memcpy(arp.arp_tha, link.mac.data(), link.mac.size());
+  return arp;
+}
+
+Status announce_arp(const IpAddress& ip, const Link& link) {
+  const Fd socket(::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // protocol 0: it receives nothing
+  if (!socket.valid()) return announce_error("open packet socket", ip, link);
+  sockaddr_ll to{};
+  to.sll_family = AF_PACKET;
+  to.sll_protocol = htons(ETH_P_ARP);
+  to.sll_ifindex = link.index;
+  to.sll_halen = ETH_ALEN;
+  std::fill_n(to.sll_addr, ETH_ALEN, static_cast<uint8_t>(0xff));
+  for (const uint16_t operation : {uint16_t{ARPOP_REQUEST}, uint16_t{ARPOP_REPLY}}) {
+    const ether_arp arp = gratuitous_arp(operation, ip, link);
+    if (::sendto(socket.get(), &arp, sizeof(arp), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) <
+        0) {
+      return announce_error("send gratuitous ARP", ip, link);
+    }
+  }
+  return {};
+}
+
+struct Advertisement {
+  nd_neighbor_advert advert;
+  nd_opt_hdr option;
+  uint8_t mac[ETH_ALEN];
+};
+
+sockaddr_in6 in6(std::span<const std::byte> address, int index) {
+  sockaddr_in6 socket_address{};
+  socket_address.sin6_family = AF_INET6;
+  socket_address.sin6_scope_id = static_cast<uint32_t>(index);
+  std::memcpy(&socket_address.sin6_addr, address.data(), sizeof(in6_addr));
+  return socket_address;
+}
+
+Status announce_neighbour(const IpAddress& ip, const Link& link) {
+  const Fd socket(::socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMPV6));
+  if (!socket.valid()) return announce_error("open ICMPv6 socket", ip, link);
+  const int hops = 255;  // RFC 4861: anything else is discarded
+  const sockaddr_in6 from = in6(ip.bytes(), link.index);
+  if (::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_MULTICAST_HOPS, &hops, sizeof(hops)) < 0 ||
+      ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_MULTICAST_IF, &link.index, sizeof(link.index)) < 0 ||
+      ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&from), sizeof(from)) < 0) {
+    return announce_error("set up neighbour advertisement", ip, link);
+  }
+  Advertisement message{};
+  message.advert.nd_na_type = ND_NEIGHBOR_ADVERT;
+  message.advert.nd_na_flags_reserved = ND_NA_FLAG_OVERRIDE;
+  std::memcpy(&message.advert.nd_na_target, ip.bytes().data(), sizeof(in6_addr));
+  message.option.nd_opt_type = ND_OPT_TARGET_LINKADDR;
+  message.option.nd_opt_len = 1;  // in units of 8 bytes
+  std::memcpy(message.mac, link.mac.data(), link.mac.size());
+  in6_addr all_nodes{};
+  all_nodes.s6_addr[0] = 0xff;
+  all_nodes.s6_addr[1] = 0x02;
+  all_nodes.s6_addr[15] = 0x01;
+  const sockaddr_in6 to = in6(std::as_bytes(std::span(all_nodes.s6_addr)), link.index);
+  if (::sendto(socket.get(), &message, sizeof(message), 0, reinterpret_cast<const sockaddr*>(&to),
+               sizeof(to)) < 0) {
+    return announce_error("send neighbour advertisement", ip, link);
+  }
+  return {};
+}
+
+}  // namespace
+
+Status announce(const IpAddress& ip, const Link& link) {
+  if (!link.has_mac) return {};
+  return ip.family() == Family::kInet ? announce_arp(ip, link) : announce_neighbour(ip, link);
+}
+
+}  // namespace godwit::address
