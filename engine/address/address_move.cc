@@ -5,13 +5,14 @@
 
 #include <algorithm>
 
-#include "engine/address/announce.h"
 #include "engine/address/move_plan.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
 
 namespace godwit::address {
 namespace {
+
+constexpr std::chrono::milliseconds kNeighbourLimit{3000};  // the kernel asks three times, a second apart
 
 /// KERNEL: an abstract socket name belongs to the network namespace and goes with the process that holds it.
 Result<Fd> lock_moves() {
@@ -70,7 +71,7 @@ Status AddressMoveSource::prepare() {
   for (const LeavingAddress& leaving : undo_.leaving) {
     // ORDER: the route before the handover. The local table is asked first, so nobody sees it until then.
     TRY(netlink_->add_route_via(leaving.service.ip, leaving.gateway, leaving.route_index));
-    TRY(netlink_->resolve_neighbour(leaving.gateway, leaving.route_index));
+    TRY(netlink_->resolve_neighbour(leaving.gateway, leaving.route_index, kNeighbourLimit));
     TRY(fault_point("address.route"));
   }
   stage_ = MoveStage::kPrepared;
@@ -157,7 +158,8 @@ Result<AddressMoveDestination> AddressMoveDestination::plan(std::vector<ServiceA
       return fail(ErrorKind::kRefused, "take over address", service.to_string(),
                   fmt::format("this host has it already, or a route to it, at interface {}", route.index));
     }
-    move.links_.push_back(std::move(link));
+    move.links_.push_back(link.index);
+    move.announcers_.push_back(TRY(Announcer::create(service.ip, std::move(link))));
   }
   move.undo_.claimed = std::move(services);
   return move;
@@ -165,7 +167,7 @@ Result<AddressMoveDestination> AddressMoveDestination::plan(std::vector<ServiceA
 
 Status AddressMoveDestination::claim() {
   for (size_t i = 0; i < links_.size(); ++i) {
-    Result<bool> added = netlink_->add_address(undo_.claimed[i], links_[i].index);
+    Result<bool> added = netlink_->add_address(undo_.claimed[i], links_[i]);
     Status claimed = added.ok() ? fault_point("address.claim") : Status(added.take_error());
     if (claimed.ok()) continue;
     if (Status undone = abort(); !undone.ok()) log_debug("address move: {}", undone.error().message());
@@ -175,7 +177,7 @@ Status AddressMoveDestination::claim() {
 }
 
 Status AddressMoveDestination::announce() {
-  for (size_t i = 0; i < links_.size(); ++i) TRY(address::announce(undo_.claimed[i].ip, links_[i]));
+  for (const Announcer& announcer : announcers_) TRY(announcer.announce());
   return {};
 }
 

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "engine/address/address_undo.h"
+#include "engine/address/announce.h"
 #include "engine/address/netlink.h"
 #include "engine/address/packet_hold.h"
 #include "engine/base/fd.h"
@@ -66,7 +67,7 @@ class AddressMoveSource {
   [[nodiscard]] PacketHoldStats stats() const { return hold_->stats(); }
 
   // Each step may be repeated; a step out of order is an error of kind Bug that changes nothing.
-  Status prepare();   ///< about a millisecond
+  Status prepare();   ///< about a millisecond, more if the destination's hardware address must be asked for
   Status arm();       ///< some tens of milliseconds; from here each packet takes some microseconds more
   Status freeze();    ///< microseconds; afterwards no packet reaches a socket of these addresses
   Status handover();  ///< tens of microseconds an address
@@ -102,9 +103,9 @@ class AddressMoveDestination {
   /// Adds the addresses: tens of microseconds. Sockets must be complete: packets may arrive at once. On error
   /// nothing stays behind.
   Status claim();
-  /// Draws the traffic here. ORDER: after the source's commit; announced earlier, packets that come straight here
-  /// overtake those that were held, and TCP takes the disorder for loss. Until then (and should the announcement
-  /// be lost) the source routes everything on. May be repeated.
+  /// Draws the traffic here. ORDER: after the source's commit; announced earlier, packets that come straight
+  /// here overtake those that were held, and TCP takes the disorder for loss. Until then (and should the
+  /// announcement be lost) the source routes everything on. May be repeated.
   Status announce();
   Status abort();
 
@@ -112,7 +113,8 @@ class AddressMoveDestination {
   AddressMoveDestination() = default;
 
   AddressUndo undo_;
-  std::vector<Link> links_;  ///< one for each of undo_.claimed
+  std::vector<int> links_;             ///< interface index, one for each of undo_.claimed
+  std::vector<Announcer> announcers_;  ///< likewise
   std::unique_ptr<Netlink> netlink_;
 };
 

@@ -102,7 +102,9 @@ Status give_back(const LeavingAddress& leaving, Netlink& netlink) {
   TRY(netlink.restore_address(leaving.configured));
   if (leaving.local) TRY(netlink.restore_route(*leaving.local));
   // Peers may have heard from the destination that it has the address.
-  return announce(leaving.service.ip, TRY(netlink.link(leaving.service.device)));
+  const Announcer announcer =
+      TRY(Announcer::create(leaving.service.ip, TRY(netlink.link(leaving.service.device))));
+  return announcer.announce();
 }
 
 void put_back_host(const AddressUndo& what, Netlink& netlink, FirstError& errors) {

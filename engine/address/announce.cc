@@ -36,9 +36,7 @@ ether_arp gratuitous_arp(uint16_t operation, const IpAddress& ip, const Link& li
   return arp;
 }
 
-Status announce_arp(const IpAddress& ip, const Link& link) {
-  const Fd socket(::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0));  // protocol 0: it receives nothing
-  if (!socket.valid()) return announce_error("open packet socket", ip, link);
+Status announce_arp(int socket, const IpAddress& ip, const Link& link) {
   sockaddr_ll to{};
   to.sll_family = AF_PACKET;
   to.sll_protocol = htons(ETH_P_ARP);
@@ -47,8 +45,7 @@ Status announce_arp(const IpAddress& ip, const Link& link) {
   std::fill_n(to.sll_addr, ETH_ALEN, static_cast<uint8_t>(0xff));
   for (const uint16_t operation : {uint16_t{ARPOP_REQUEST}, uint16_t{ARPOP_REPLY}}) {
     const ether_arp arp = gratuitous_arp(operation, ip, link);
-    if (::sendto(socket.get(), &arp, sizeof(arp), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) <
-        0) {
+    if (::sendto(socket, &arp, sizeof(arp), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) < 0) {
       return announce_error("send gratuitous ARP", ip, link);
     }
   }
@@ -69,14 +66,20 @@ sockaddr_in6 in6(std::span<const std::byte> address, int index) {
   return socket_address;
 }
 
-Status announce_neighbour(const IpAddress& ip, const Link& link) {
-  const Fd socket(::socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMPV6));
-  if (!socket.valid()) return announce_error("open ICMPv6 socket", ip, link);
+/// KERNEL: ICMPV6_FILTER with every type set keeps the socket from receiving; it only sends.
+Status prepare_icmp6(int socket, const IpAddress& ip, const Link& link) {
+  icmp6_filter nothing;
+  ICMP6_FILTER_SETBLOCKALL(&nothing);
+  if (::setsockopt(socket, IPPROTO_ICMPV6, ICMP6_FILTER, &nothing, sizeof(nothing)) == 0) return {};
+  return announce_error("filter ICMPv6 socket", ip, link);
+}
+
+Status announce_neighbour(int socket, const IpAddress& ip, const Link& link) {
   const int hops = 255;  // RFC 4861: anything else is discarded
   const sockaddr_in6 from = in6(ip.bytes(), link.index);
-  if (::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_MULTICAST_HOPS, &hops, sizeof(hops)) < 0 ||
-      ::setsockopt(socket.get(), IPPROTO_IPV6, IPV6_MULTICAST_IF, &link.index, sizeof(link.index)) < 0 ||
-      ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&from), sizeof(from)) < 0) {
+  if (::setsockopt(socket, IPPROTO_IPV6, IPV6_MULTICAST_HOPS, &hops, sizeof(hops)) < 0 ||
+      ::setsockopt(socket, IPPROTO_IPV6, IPV6_MULTICAST_IF, &link.index, sizeof(link.index)) < 0 ||
+      ::bind(socket, reinterpret_cast<const sockaddr*>(&from), sizeof(from)) < 0) {
     return announce_error("set up neighbour advertisement", ip, link);
   }
   Advertisement message{};
@@ -91,8 +94,8 @@ Status announce_neighbour(const IpAddress& ip, const Link& link) {
   all_nodes.s6_addr[1] = 0x02;
   all_nodes.s6_addr[15] = 0x01;
   const sockaddr_in6 to = in6(std::as_bytes(std::span(all_nodes.s6_addr)), link.index);
-  if (::sendto(socket.get(), &message, sizeof(message), 0, reinterpret_cast<const sockaddr*>(&to),
-               sizeof(to)) < 0) {
+  if (::sendto(socket, &message, sizeof(message), 0, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) <
+      0) {
     return announce_error("send neighbour advertisement", ip, link);
   }
   return {};
@@ -100,9 +103,20 @@ Status announce_neighbour(const IpAddress& ip, const Link& link) {
 
 }  // namespace
 
-Status announce(const IpAddress& ip, const Link& link) {
-  if (!link.has_mac) return {};
-  return ip.family() == Family::kInet ? announce_arp(ip, link) : announce_neighbour(ip, link);
+Result<Announcer> Announcer::create(const IpAddress& ip, Link link) {
+  const bool arp = ip.family() == Family::kInet;
+  // Protocol 0: a packet socket that receives nothing.
+  Fd socket(arp ? ::socket(AF_PACKET, SOCK_DGRAM | SOCK_CLOEXEC, 0)
+                : ::socket(AF_INET6, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_ICMPV6));
+  if (!socket.valid()) return announce_error("open socket for announcing", ip, link);
+  if (!arp) TRY(prepare_icmp6(socket.get(), ip, link));
+  return Announcer(ip, std::move(link), std::move(socket));
+}
+
+Status Announcer::announce() const {
+  if (!link_.has_mac) return {};
+  return ip_.family() == Family::kInet ? announce_arp(socket_.get(), ip_, link_)
+                                       : announce_neighbour(socket_.get(), ip_, link_);
 }
 
 }  // namespace godwit::address

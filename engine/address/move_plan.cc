@@ -61,7 +61,7 @@ Status find_gateway(LeavingAddress& leaving, const Departure& departure, Netlink
     return misuse(departure, "the destination's address must be of the same family");
   }
   const Route way = TRY(netlink.route_to(departure.gateway));
-  if (way.table == RT_TABLE_LOCAL) return misuse(departure, "the destination is this host");
+  if (way.type != RTN_UNICAST) return misuse(departure, "the destination must be another host");
   if (way.gateway.valid()) {
     return refuse(departure, fmt::format("{} is not on a network shared with this host: {} lies between",
                                          departure.gateway.to_string(), way.gateway.to_string()));

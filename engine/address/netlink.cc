@@ -8,11 +8,13 @@
 #include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <net/if_arp.h>
+#include <poll.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "engine/address/attributes.h"
+#include "engine/base/clock.h"
 
 namespace godwit::address {
 namespace {
@@ -108,6 +110,7 @@ Result<Route> parse_route_record(std::span<const std::byte> record) {
   route.prefix_length = fixed.rtm_dst_len;
   route.table = fixed.rtm_table;
   route.protocol = fixed.rtm_protocol;
+  route.type = fixed.rtm_type;
   for_each_attribute(record, sizeof(fixed), [&](int type, std::span<const std::byte> bytes) {
     if (type == RTA_DST) assign(route.destination, bytes);
     if (type == RTA_GATEWAY) assign(route.gateway, bytes);
@@ -324,7 +327,35 @@ Result<bool> Netlink::remove_route(const Route& route) {
                 {ESRCH});
 }
 
-Status Netlink::resolve_neighbour(const IpAddress& ip, int index) {
+Result<bool> Netlink::neighbour_known(const IpAddress& ip, int index) {
+  Request request(RTM_GETNEIGH, 0);
+  auto* fixed = request.extra<ndmsg>();
+  fixed->ndm_family = static_cast<uint8_t>(ip.family());
+  fixed->ndm_ifindex = index;
+  request.put(NDA_DST, ip);
+  bool known = false;
+  const int err = TRY(exchange(request.get(), [&](const nlmsghdr* message) {
+    const auto record = payload_of(message);
+    ndmsg entry{};
+    if (message->nlmsg_type != RTM_NEWNEIGH || record.size() < sizeof(entry)) return;
+    std::memcpy(&entry, record.data(), sizeof(entry));
+    constexpr unsigned kUsable =
+        NUD_PERMANENT | NUD_NOARP | NUD_REACHABLE | NUD_PROBE | NUD_STALE | NUD_DELAY;
+    known = (entry.ndm_state & kUsable) != 0;
+  }));
+  if (err != 0 && err != ENOENT) return fail_errno("look up neighbour", on_device(ip, index), err);
+  return known;
+}
+
+Status Netlink::resolve_neighbour(const IpAddress& ip, int index, std::chrono::milliseconds limit) {
+  if (TRY(neighbour_known(ip, index))) return {};
+  // ORDER: listen before asking, look before waiting: no change of the neighbour's state can slip through.
+  const Netlink listener = TRY(Netlink::open());
+  const int group = RTNLGRP_NEIGH;
+  if (mnl_socket_setsockopt(listener.socket_.get(), NETLINK_ADD_MEMBERSHIP, const_cast<int*>(&group),
+                            sizeof(group)) < 0) {
+    return fail_errno("listen for neighbours", on_device(ip, index));
+  }
   Request request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE);
   auto* fixed = request.extra<ndmsg>();
   fixed->ndm_family = static_cast<uint8_t>(ip.family());
@@ -333,6 +364,17 @@ Status Netlink::resolve_neighbour(const IpAddress& ip, int index) {
   fixed->ndm_flags = NTF_USE;
   request.put(NDA_DST, ip);
   TRY(change(request.get(), "resolve neighbour", on_device(ip, index), {}));
+  const Nanos end = monotonic_now() + limit;
+  while (!TRY(neighbour_known(ip, index))) {
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - monotonic_now());
+    pollfd wait{mnl_socket_get_fd(listener.socket_.get()), POLLIN, 0};
+    if (left.count() <= 0 || ::poll(&wait, 1, static_cast<int>(left.count())) == 0) {
+      return fail(ErrorKind::kTimeout, "resolve neighbour", on_device(ip, index),
+                  "nobody answers for the destination's address; is it up, on the same network?");
+    }
+    std::array<char, 8192> ignored;
+    (void)::recv(wait.fd, ignored.data(), ignored.size(), MSG_DONTWAIT);
+  }
   return {};
 }
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -51,6 +52,7 @@ struct Route {
   uint8_t prefix_length = 0;
   uint32_t table = 0;
   uint8_t protocol = 0;
+  uint8_t type = 0;            ///< RTN_*
   IpAddress gateway;           ///< invalid when on link
   IpAddress preferred_source;  ///< invalid when none is named
   int index = 0;               ///< outgoing interface
@@ -85,14 +87,15 @@ class Netlink {
   Result<bool> restore_route(const Route& route);
   Result<bool> remove_route(const Route& route);
 
-  /// Makes the kernel resolve `ip` on device `index` now, so that the first packet need not wait. Does not
-  /// block.
-  Status resolve_neighbour(const IpAddress& ip, int index);
+  /// Makes the kernel resolve `ip` on device `index` and waits until it has, so that no later packet need
+  /// wait (or, unanswered, be dropped). Errors: Timeout when nobody answers, System.
+  Status resolve_neighbour(const IpAddress& ip, int index, std::chrono::milliseconds limit);
 
  private:
   struct Close {
     void operator()(mnl_socket* socket) const;
   };
+  Result<bool> neighbour_known(const IpAddress& ip, int index);
   using Handler = std::function<void(const nlmsghdr*)>;
   explicit Netlink(mnl_socket* socket) : socket_(socket) {}
   /// Sends and reads replies up to the acknowledgement or the end of the dump; the errno of the kernel, 0 if

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "engine/address/address_move.h"
+#include "engine/address/move_plan.h"
 #include "engine/address/run_tool.h"
 #include "engine/base/files.h"
 #include "tests/support/network_hosts.h"
@@ -56,8 +57,9 @@ inline std::string look_of(const test::NetworkHost& host) {
 }
 
 struct Counters {
-  uint64_t resets = 0;    ///< RSTs sent and connections reset
-  uint64_t timeouts = 0;  ///< retransmission timeouts, true or early
+  uint64_t resets_sent = 0;
+  uint64_t connections_reset = 0;  ///< counts a socket closed in repair mode, too
+  uint64_t timeouts = 0;           ///< retransmission timeouts, true or early
 };
 
 /// One number of /proc/net/{snmp,netstat}: a line of names, then a line of values.
@@ -82,7 +84,7 @@ inline Counters counters_of(const test::NetworkHost& host) {
   const test::AsHost inside(host.network.get());
   const std::string snmp = read_file("/proc/thread-self/net/snmp").take();
   const std::string netstat = read_file("/proc/thread-self/net/netstat").take();
-  return {counter(snmp, "Tcp:", "OutRsts") + counter(snmp, "Tcp:", "EstabResets"),
+  return {counter(snmp, "Tcp:", "OutRsts"), counter(snmp, "Tcp:", "EstabResets"),
           counter(netstat, "TcpExt:", "TCPTimeouts")};
 }
 

@@ -72,10 +72,11 @@ Result<std::unique_ptr<Network>> Network::create(const std::vector<std::string>&
         fmt::format("ip link add port{0} type veth peer name eth0 netns {1} && "
                     "ip link set port{0} master br0 up",
                     i, path_of(host)));
-    (void)host.run(
-        fmt::format("ip link set lo up && ip link set eth0 up && ip addr add 10.77.0.{0}/24 dev eth0 && "
-                    "ip addr add fd77::{0}/64 dev eth0 nodad",
-                    i + 1));
+    (void)host.run(fmt::format(
+        "ip link set lo up && ip link set eth0 addrgenmode none up && ip addr add 10.77.0.{0}/24 dev eth0 && "
+        "ip addr add fd77::{0}/64 dev eth0 nodad && "
+        "ip addr add fe80::{0}/64 dev eth0 nodad",
+        i + 1));
   }
   return network;
 }

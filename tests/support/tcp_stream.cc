@@ -191,8 +191,8 @@ void StreamClient::stream() {
       const std::lock_guard lock(mutex_);
       last = last_;
     }
-    if (last && received_ == sent_) break;
     if ((!last && !send_some()) || !receive_some()) break;
+    if (last && received_ == sent_) break;
     const bool may_send = !last && sent_ - received_ < kOutstanding;
     wait_on(connection_.get(), static_cast<short>(may_send ? POLLIN | POLLOUT : POLLIN));
   }
