@@ -1,0 +1,48 @@
+#include "engine/tracee/registers.h"
+
+#include <elf.h>
+#include <fmt/format.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+
+namespace godwit::tracee {
+namespace {
+constexpr size_t kMaxXstate = 16384;
+std::string subject(pid_t tid) {
+  return fmt::format("thread {}", tid);
+}
+}  // namespace
+
+Result<user_regs_struct> read_general(pid_t tid) {
+  user_regs_struct general{};
+  if (::ptrace(PTRACE_GETREGS, tid, nullptr, &general) != 0)
+    return fail_errno("ptrace(GETREGS)", subject(tid));
+  return general;
+}
+
+Status write_general(pid_t tid, const user_regs_struct& general) {
+  if (::ptrace(PTRACE_SETREGS, tid, nullptr, &general) != 0)
+    return fail_errno("ptrace(SETREGS)", subject(tid));
+  return {};
+}
+
+Result<Registers> read_registers(pid_t tid) {
+  Registers registers;
+  registers.general = TRY(read_general(tid));
+  registers.xstate.resize(kMaxXstate);
+  iovec area{registers.xstate.data(), registers.xstate.size()};
+  if (::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) != 0)
+    return fail_errno("ptrace(GETREGSET, NT_X86_XSTATE)", subject(tid));
+  registers.xstate.resize(area.iov_len);
+  return registers;
+}
+
+Status write_registers(pid_t tid, const Registers& registers) {
+  TRY(write_general(tid, registers.general));
+  iovec area{const_cast<std::byte*>(registers.xstate.data()), registers.xstate.size()};
+  if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &area) != 0)
+    return fail_errno("ptrace(SETREGSET, NT_X86_XSTATE)", subject(tid));
+  return {};
+}
+
+}  // namespace godwit::tracee
