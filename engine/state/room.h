@@ -28,6 +28,9 @@ struct Room {
   Result<std::string> (*capture)(CaptureContext&);
   Status (*prepare)(BuildContext&, std::string_view description);
   Status (*finish)(BuildContext&, std::string_view message);
+  /// finish() makes the kernel write to the process' memory (rseq, ...), so it runs after the last page.
+  /// ORDER: a delta of the last pass must find its base unchanged.
+  bool waits_for_memory = false;
 };
 
 /// State behind a descriptor: the same doors, once for each open file description that the room claims.

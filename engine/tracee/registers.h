@@ -19,6 +19,7 @@ struct Registers {
 /// The caller must be the tracer of `tid`, which must be stopped. Errors: TargetGone.
 Result<Registers> read_registers(pid_t tid);
 Result<user_regs_struct> read_general(pid_t tid);
+Result<std::vector<std::byte>> read_xstate(pid_t tid);
 Status write_general(pid_t tid, const user_regs_struct& general);
 Status write_registers(pid_t tid, const Registers& registers);
 

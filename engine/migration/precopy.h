@@ -1,0 +1,100 @@
+// Iterative pre-copy on the source: one process, one stream, until it is frozen and everything is sent. Knows nothing
+// of the handover, so that a checkpoint is the same pipeline with a file behind it.
+//
+//   arm       the tracker sees writes from here on        INVARIANT: what is written after it is collected later
+//   describe  layout, objects, rooms as they are now      the destination builds its shell from it
+//   round 0   every page that holds data
+//   round n   what was written since, and layout changes  INVARIANT: held by the peer = sent, minus written since
+//   freeze    capture all rooms, survey, last pages       INVARIANT: the peer holds exactly the frozen process
+//
+// One thread (it becomes the tracer). Whatever fails, thaw() and disarm() leave the process as it was.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "engine/migration/convergence.h"
+#include "engine/migration/memory_sender.h"
+#include "engine/migration/object_sender.h"
+#include "engine/migration/report.h"
+#include "engine/state/context.h"
+#include "engine/tracee/frozen.h"
+#include "engine/tracee/memory.h"
+#include "engine/tracee/process.h"
+#include "uffd/wp_tracker.h"
+
+namespace godwit::migration {
+
+struct PrecopyOptions {
+  Limits limits;
+  size_t cache_bytes = 64_MiB;
+  OnProgress progress;
+  std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+class Precopy {
+ public:
+  /// Waits until the peer has installed everything sent so far; nothing for a file.
+  using Barrier = std::function<Status(uint32_t round)>;
+
+  /// `writers`: one a channel, the first is the control channel's. All borrowed.
+  static Result<std::unique_ptr<Precopy>> create(const tracee::Process& process, const state::Intent& intent,
+                                                 std::vector<wire::RecordWriter*> writers, PrecopyOptions options,
+                                                 Barrier barrier);
+  ~Precopy();
+
+  Status arm();
+  Status describe();
+  /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the sinks'.
+  Status rounds();
+  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad instant, after
+  /// which the caller thaws, does another round and tries again.
+  Status freeze();
+  Status one_more_round();
+
+  /// Undoes what the captures changed and lets the process run. Safe in every state.
+  Status thaw();
+  /// Drops the tracker. After it no trace of us is left in the process.
+  void disarm();
+
+  [[nodiscard]] tracee::Frozen& frozen() { return *frozen_; }
+  [[nodiscard]] Report& report() { return report_; }
+  [[nodiscard]] Nanos frozen_at() const { return frozen_at_; }
+
+ private:
+  Precopy(const tracee::Process& process, const state::Intent& intent, std::vector<wire::RecordWriter*> writers,
+          PrecopyOptions options, Barrier barrier)
+      : process_(process), intent_(intent), writers_(std::move(writers)), options_(std::move(options)),
+        barrier_(std::move(barrier)) {}
+  Status round(uint32_t number);
+  Status send_layout(Layout layout, uint32_t round, bool frozen);
+  Status announce_objects(const std::vector<state::OpenFile>& files);
+  Status capture(std::vector<wire::RoomState>& states);
+  Status send_states(const std::vector<wire::RoomState>& states);
+  Status last_pass();
+  Status check_cancelled() const;
+  void tell(const char* phase, const Forecast& forecast);
+  [[nodiscard]] uint64_t wire_bytes() const;
+
+  const tracee::Process& process_;
+  const state::Intent& intent_;
+  std::vector<wire::RecordWriter*> writers_;
+  PrecopyOptions options_;
+  Barrier barrier_;
+
+  std::optional<tracee::Memory> memory_;
+  std::unique_ptr<uffd::WpTracker> tracker_;
+  std::unique_ptr<MemorySender> sender_;
+  std::optional<ObjectSender> objects_;
+  Layout layout_;  ///< as last sent, detailed
+  std::optional<tracee::Frozen> frozen_;
+  std::optional<state::CaptureContext> captured_;
+  Nanos started_{}, collected_at_{}, frozen_at_{};
+  uint32_t next_round_ = 0;
+  Report report_;
+};
+
+}  // namespace godwit::migration

@@ -1,0 +1,300 @@
+#include "engine/migration/rebuild.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "engine/base/fault_point.h"
+#include "engine/base/missing_uapi.h"
+#include "engine/base/pidfd.h"
+#include "engine/codec/decoder.h"
+#include "engine/state/house.h"
+#include "engine/state/memory_objects.h"
+#include "engine/wire/layout_messages.h"
+
+namespace godwit::migration {
+namespace {
+
+/// Descriptors are parked from here until the process' own numbers are placed; within the hard limit of this engine,
+/// whose soft limit is raised to it.
+int parking_base() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_max / 2, 1 << 16));
+}
+
+/// Where a `syscall` instruction stands in the vdso, which is the same in every process of this kernel.
+Result<uint64_t> syscall_in_vdso(uint64_t size) {
+  const auto* own = reinterpret_cast<const unsigned char*>(::getauxval(AT_SYSINFO_EHDR));
+  for (uint64_t i = 0; own != nullptr && i + 1 < size; ++i) {
+    if (own[i] == 0x0f && own[i + 1] == 0x05) return i;
+  }
+  return fail(ErrorKind::kUnsupported, "find a syscall instruction", "the vdso of this kernel");
+}
+
+Error in_record(Error error, const wire::Record& record) {
+  error.subject = error.subject.empty() ? record.name() : error.subject + " in " + record.name();
+  return error;
+}
+
+/// Absent pages of private anonymous memory read as zeros; of anything else, as the file or object says.
+uffd::Absent absent_at(const Layout& layout, RemoteAddr at) {
+  const Vma* vma = find_vma(layout, at);
+  return vma != nullptr && vma->kind == VmaKind::kAnonymous ? uffd::Absent::kZero : uffd::Absent::kOther;
+}
+
+/// Areas whose first arrivals go by UFFDIO_COPY: private anonymous memory, except where faults make huge pages.
+std::vector<AddressRange> fresh_ranges(const Layout& layout) {
+  std::vector<AddressRange> ranges;
+  for (const Vma& vma : layout) {
+    if (vma.kind == VmaKind::kAnonymous && !vma.has_flag("hg")) ranges.push_back(vma.range);
+  }
+  return ranges;
+}
+
+Status write_at(int fd, uint64_t offset, std::span<const std::byte> bytes, const wire::Record& record) {
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) return in_record(fail_errno("write a shared memory object", ""), record);
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    offset += static_cast<uint64_t>(put);
+  }
+  return {};
+}
+
+}  // namespace
+
+Rebuild::~Rebuild() {
+  if (!thread_) return;
+  // The shell belongs to its thread; unreleased it dies with it.
+  (void)thread_->call([this]() -> Status {
+    context_.reset();
+    shell_.reset();
+    return {};
+  });
+}
+
+Status Rebuild::on_shell(const std::function<Status(state::BuildContext&)>& work) {
+  if (!shell_) return fail(ErrorKind::kCorrupt, "rebuild a process", "", "the stream has no inventory before this");
+  return thread_->call([&] { return work(*context_); });
+}
+
+// ---- the shell ---------------------------------------------------------------------------------------------------
+
+Status Rebuild::begin(const wire::Inventory& inventory) {
+  if (shell_) return fail(ErrorKind::kCorrupt, "rebuild a process", "inventory", "the stream has a second inventory");
+  if (inventory.tree().nodes_size() != 1)
+    return fail(ErrorKind::kUnsupported, "rebuild a process tree",
+                fmt::format("{} processes", inventory.tree().nodes_size()), "this version moves single processes");
+  for (const std::string& address : inventory.moved_addresses()) intent_.moved_addresses.push_back(address);
+  thread_ = TRY(tracee::ShellThread::start());
+  Status made = spawn(inventory, where_ == PidNamespace::kNew);
+  const bool taken = !made.ok() && made.error().err == EEXIST;
+  if (taken && where_ == PidNamespace::kAuto) made = spawn(inventory, true);
+  TRY(std::move(made));
+  installer_ = TRY(uffd::PageInstaller::create(pid_));
+  return {};
+}
+
+Status Rebuild::spawn(const wire::Inventory& inventory, bool new_namespace) {
+  tracee::ShellOptions options;
+  options.pid = inventory.tree().nodes(0).pid();
+  options.new_pid_namespace = new_namespace;
+  options.monotonic_offset = Nanos(inventory.monotonic_offset());
+  options.boottime_offset = Nanos(inventory.boottime_offset());
+  return thread_->call([&]() -> Status {
+    shell_ = TRY(tracee::Shell::spawn(options));
+    pid_ = shell_->pid();
+    inner_pid_ = shell_->inner_pid();
+    context_ = std::make_unique<state::BuildContext>(state::BuildContext{.shell = *shell_, .pid = inner_pid_, .intent = intent_});
+    context_->addresses_arrive_later = inventory.addresses_move();
+    context_->parking_base = parking_base();
+    return {};
+  });
+}
+
+// ---- records -----------------------------------------------------------------------------------------------------
+
+Status Rebuild::take(const wire::Record& record) {
+  using enum wire::RecordType;
+  if (prepared_) return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "nothing may follow the end of the state");
+  switch (record.type) {
+    case kDescription: return describe(TRY(wire::parse<wire::RoomState>(record)));
+    case kLayout: return follow(TRY(wire::parse<wire::LayoutMessage>(record)));
+    case kPages: return install_pages(record);
+    case kObjectPages: return install_object_pages(record);
+    case kDiscard: return discard(TRY(wire::parse<wire::Discard>(record)));
+    case kLastRound:
+      if (installer_) installer_->end_fresh();
+      return {};
+    case kState: return finish_state(TRY(wire::parse<wire::RoomState>(record)));
+    case kEndOfState: return seal();
+    case kRoundBegin:
+    case kRoundEnd:
+    case kFrozen: return {};
+    default: return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "it has no place here");
+  }
+}
+
+Status Rebuild::describe(const wire::RoomState& message) {
+  TRY(fault_point("describe"));
+  if (message.room() == "memory-objects") return make_objects(message);
+  return on_shell([&](state::BuildContext& context) { return state::prepare_room(context, message); });
+}
+
+Status Rebuild::make_objects(const wire::RoomState& message) {
+  const auto list = TRY(state::parse_message<wire::MemoryObjects>(message.room(), message.payload()));
+  std::vector<state::SharedObject> made;
+  TRY(on_shell([&](state::BuildContext& context) -> Status {
+    for (const auto& object : list.objects()) {
+      TRY(state::create_object(context, object));
+      made.push_back(context.objects.at(object.id()));
+    }
+    return {};
+  }));
+  for (const auto& object : made) objects_[object.id] = TRY(state::open_object(pid_, object));
+  return {};
+}
+
+Status Rebuild::follow(const wire::LayoutMessage& message) {
+  TRY(fault_point("layout"));
+  const Layout next = TRY(wire::to_layout(message));
+  // Unmapping and mapping under a registered range is the kernel's business: it unregisters what goes.
+  TRY(on_shell([&](state::BuildContext& context) { return space_.follow(context, next); }));
+  if (fresh_) return {};
+  fresh_ = true;
+  return begin_fresh();
+}
+
+/// A userfaultfd is made by the shell and taken out, as on the source.
+Status Rebuild::begin_fresh() {
+  int number = -1;
+  TRY(on_shell([&](state::BuildContext& context) -> Status {
+    tracee::Batch batch;
+    const size_t made = batch.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}, "userfaultfd in the shell");
+    TRY(context.run(batch));
+    number = static_cast<int>(batch.result(made));
+    return {};
+  }));
+  const PidFd pidfd = TRY(PidFd::open(pid_));
+  Fd mine = TRY(pidfd.get_fd(number));
+  TRY(on_shell([&](state::BuildContext&) -> Status {
+    ::close(number);
+    return {};
+  }));
+  return installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)), fresh_ranges(space_.layout()));
+}
+
+// ---- memory ------------------------------------------------------------------------------------------------------
+
+Status Rebuild::install_pages(const wire::Record& record) {
+  if (!installer_) return fail(ErrorKind::kCorrupt, "install pages", record.name(), "no process is being built");
+  auto batch = TRY(wire::PageBatchReader::open(record));
+  if (batch.process() != 0) return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
+  while (const auto entry = batch.next()) {
+    Status installed = install_entry(*entry, record);
+    if (!installed.ok()) return in_record(installed.take_error(), record);
+    pages_installed_ += entry->pages;
+  }
+  return {};
+}
+
+Status Rebuild::install_entry(const wire::PageEntry& entry, const wire::Record& record) {
+  switch (entry.encoding) {
+    case wire::PageEncoding::kRaw: return installer_->install_run(entry.range(), entry.payload);
+    case wire::PageEncoding::kZero:
+      return installer_->install_zeros(entry.range(), absent_at(space_.layout(), entry.range().start));
+    case wire::PageEncoding::kXbzrle: return install_delta(entry, record);
+    default: return fail(ErrorKind::kUnsupported, "install pages", fmt::format("{}", entry.range()), "encoding not negotiated");
+  }
+}
+
+Status Rebuild::install_delta(const wire::PageEntry& entry, const wire::Record&) {
+  alignas(64) std::array<std::byte, kPageSize> page;
+  const RemoteAddr at(entry.at);
+  TRY(installer_->read_pages(std::span(&at, 1), page));
+  TRY(codec::decode_page(codec::PageEncoding::kXbzrle, entry.payload, page));
+  return installer_->install_run(entry.range(), page);
+}
+
+Status Rebuild::install_object_pages(const wire::Record& record) {
+  auto batch = TRY(wire::PageBatchReader::open(record));
+  const auto object = objects_.find(batch.object());
+  if (object == objects_.end())
+    return fail(ErrorKind::kCorrupt, "install pages of a shared object", record.name(), "the object was never announced");
+  static const std::vector<std::byte> kZeros(1_MiB);
+  while (const auto entry = batch.next()) {
+    if (entry->encoding == wire::PageEncoding::kRaw) {
+      TRY(write_at(object->second.get(), entry->at, entry->payload, record));
+    } else if (entry->encoding == wire::PageEncoding::kZero) {
+      for (size_t done = 0; done < entry->bytes(); done += kZeros.size()) {
+        const size_t part = std::min(kZeros.size(), entry->bytes() - done);
+        TRY(write_at(object->second.get(), entry->at + done, std::span(kZeros).first(part), record));
+      }
+    } else {
+      return fail(ErrorKind::kUnsupported, "install pages of a shared object", record.name(), "encoding not negotiated");
+    }
+    pages_installed_ += entry->pages;
+  }
+  return {};
+}
+
+Status Rebuild::discard(const wire::Discard& message) {
+  const auto ranges = TRY(wire::to_ranges(message.ranges()));
+  const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
+  tracee::Batch batch;
+  for (const AddressRange& range : ranges)
+    batch.call(SYS_madvise, {range.start, range.size(), advice}, fmt::format("madvise {} of {}", advice, range));
+  if (batch.empty()) return {};
+  return on_shell([&](state::BuildContext& context) { return context.run(batch); });
+}
+
+// ---- the end -----------------------------------------------------------------------------------------------------
+
+Status Rebuild::finish_state(const wire::RoomState& message) {
+  TRY(fault_point("finish-state"));
+  if (TRY(state::waits_for_memory(message.room()))) {
+    deferred_.push_back(message);
+    return {};
+  }
+  return on_shell([&](state::BuildContext& context) { return state::finish_room(context, message); });
+}
+
+Status Rebuild::finish_deferred() {
+  return on_shell([&](state::BuildContext& context) -> Status {
+    for (const wire::RoomState& message : deferred_) TRY(state::finish_room(context, message));
+    state::close_objects(context);
+    return {};
+  });
+}
+
+Status Rebuild::seal() {
+  TRY(finish_deferred());
+  prepared_ = true;
+  return {};
+}
+
+Status Rebuild::resume() {
+  CHECK(prepared_ && !released_);
+  const Layout& layout = space_.layout();
+  const auto vdso = std::find_if(layout.begin(), layout.end(), [](const Vma& v) { return v.path == "[vdso]"; });
+  if (vdso == layout.end()) return fail(ErrorKind::kUnsupported, "resume a process", "its layout", "it has no vdso");
+  const RemoteAddr insn = vdso->range.start + TRY(syscall_in_vdso(vdso->range.size()));
+  return on_shell([&](state::BuildContext& context) -> Status {
+    for (const auto& action : context.at_resume) TRY(action());
+    TRY(shell_->release(insn));
+    released_ = true;
+    return {};
+  });
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,87 @@
+// The destination's half of the pipeline: records -> decoder -> installer -> shell. One object is one process being
+// rebuilt, from a peer or from an image; it does not know which. Destroyed before resume(), it leaves nothing.
+#pragma once
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "engine/base/clock.h"
+#include "engine/base/result.h"
+#include "engine/state/address_space.h"
+#include "engine/state/context.h"
+#include "engine/tracee/shell.h"
+#include "engine/wire/page_batch_reader.h"
+#include "engine/wire/record_reader.h"
+#include "uffd/page_installer.h"
+
+namespace godwit::migration {
+
+enum class PidNamespace : uint8_t {
+  kInvalid = 0,
+  kAuto,  ///< this host's if the pids are free there, else a new one
+  kHost,
+  kNew,
+};
+
+class Rebuild {
+ public:
+  explicit Rebuild(PidNamespace where) : where_(where) {}
+  ~Rebuild();
+  Rebuild(const Rebuild&) = delete;
+  Rebuild& operator=(const Rebuild&) = delete;
+
+  /// Makes the bare shell. Once, before any other record. Errors as Shell::spawn.
+  Status begin(const wire::Inventory& inventory);
+
+  /// One record of the forward direction. Page records of different lanes may come from different threads at once;
+  /// all others come from the control lane's, and never while pages of an earlier barrier are still in flight.
+  /// Errors: Corrupt naming the record, and whatever the rebuilding meets.
+  Status take(const wire::Record& record);
+
+  /// Everything has arrived and is in place; only resume() is missing.
+  [[nodiscard]] bool prepared() const { return prepared_; }
+  /// Lets the process run. An error means that no thread of it has run.
+  Status resume();
+
+  [[nodiscard]] pid_t pid() const { return pid_; }  ///< as this engine sees it
+  [[nodiscard]] pid_t inner_pid() const { return inner_pid_; }
+  [[nodiscard]] uint64_t pages_installed() const { return pages_installed_; }
+
+ private:
+  Status spawn(const wire::Inventory& inventory, bool new_namespace);
+  Status on_shell(const std::function<Status(state::BuildContext&)>& work);
+  Status describe(const wire::RoomState& message);
+  Status make_objects(const wire::RoomState& message);
+  Status follow(const wire::LayoutMessage& message);
+  Status begin_fresh();
+  Status discard(const wire::Discard& message);
+  Status install_pages(const wire::Record& record);
+  Status install_entry(const wire::PageEntry& entry, const wire::Record& record);
+  Status install_delta(const wire::PageEntry& entry, const wire::Record& record);
+  Status install_object_pages(const wire::Record& record);
+  Status finish_state(const wire::RoomState& message);
+  Status finish_deferred();
+  Status seal();
+
+  PidNamespace where_;
+  pid_t pid_ = 0;
+  pid_t inner_pid_ = 0;
+  state::Intent intent_;
+  std::unique_ptr<tracee::ShellThread> thread_;
+  std::unique_ptr<tracee::Shell> shell_;         ///< used and destroyed on thread_
+  std::unique_ptr<state::BuildContext> context_;  ///< used on thread_
+  state::AddressSpace space_;
+  std::optional<uffd::PageInstaller> installer_;
+  bool fresh_ = false;
+  std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
+  std::vector<wire::RoomState> deferred_;
+  std::atomic<uint64_t> pages_installed_ = 0;
+  bool prepared_ = false;
+  bool released_ = false;
+};
+
+}  // namespace godwit::migration

@@ -1,0 +1,50 @@
+// What a migration measured: filled by the source, printed by the CLI. docs/performance.md defines each part.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "engine/base/clock.h"
+#include "engine/migration/convergence.h"
+#include "engine/migration/memory_sender.h"
+
+namespace godwit::migration {
+
+/// The blackout as the source sees it, from the first interrupt to the peer's word that it runs; the parts add up.
+struct Downtime {
+  Nanos freeze{};  ///< until every thread stands still
+  Nanos scan{};    ///< finding what is dirty
+  Nanos pages{};   ///< reading, encoding and sending it
+  Nanos state{};   ///< capturing and sending registers and kernel objects
+  Nanos commit{};  ///< waiting until the peer has everything in place, making the stop permanent, sending COMMIT
+  Nanos resume{};  ///< until the peer says that it runs
+
+  [[nodiscard]] Nanos total() const { return freeze + scan + pages + state + commit + resume; }
+};
+
+struct Report {
+  int pid = 0;
+  Nanos total{};
+  Downtime downtime;
+  std::vector<RoundStats> rounds;
+  PageCounts pages;
+  uint64_t object_pages = 0;
+  uint64_t raw_bytes = 0;
+  uint64_t wire_bytes = 0;
+  uint32_t bad_instants = 0;  ///< freezes undone because something could not be captured at that moment
+};
+
+/// Told after every round and at every change of phase.
+struct Progress {
+  const char* phase = "";
+  uint32_t round = 0;
+  uint64_t pages = 0;
+  uint64_t wire_bytes = 0;
+  double bytes_per_second = 0;
+  double dirty_pages_per_second = 0;
+  Nanos expected_downtime{};
+};
+using OnProgress = std::function<void(const Progress&)>;
+
+}  // namespace godwit::migration

@@ -1,0 +1,77 @@
+#include "uffd/uffd.h"
+
+#include <sys/ioctl.h>
+
+namespace godwit::uffd {
+namespace {
+
+uffdio_range to_range(AddressRange range) {
+  return {range.start.value(), range.size()};
+}
+
+/// Both fills answer alike: bytes done, or minus errno, in the last field.
+Result<Filled> explain_fill(const char* operation, AddressRange range, int rc, int64_t done) {
+  if (rc == 0) return Filled{range.size(), false};
+  const int err = errno;
+  // KERNEL: a present page in the middle ends the run with EAGAIN and the bytes done; as the first, with
+  // EEXIST.
+  if (done > 0) return Filled{static_cast<size_t>(done), false};
+  if (err == EEXIST) return Filled{0, true};
+  Error error = fail_errno(operation, fmt::format("range {}", range), err);
+  if (err == ENOENT) error.remedy = "the range is not one area registered for missing pages";
+  return error;
+}
+
+}  // namespace
+
+Result<Uffd> Uffd::adopt(Fd fd, uint64_t features) {
+  uffdio_api api{UFFD_API, features, 0};
+  if (::ioctl(fd.get(), UFFDIO_API, &api) == 0) return Uffd(std::move(fd));
+  Error error = fail_errno("UFFDIO_API", fmt::format("userfaultfd of the target, features {:#x}", features));
+  if (error.err == EINVAL) error.kind = ErrorKind::kUnsupported;
+  return error;
+}
+
+Status Uffd::register_range(AddressRange range, uint64_t modes) const {
+  uffdio_register request{to_range(range), modes, 0};
+  if (::ioctl(fd_.get(), UFFDIO_REGISTER, &request) == 0) return {};
+  Error error = fail_errno("UFFDIO_REGISTER", fmt::format("range {}", range));
+  // KERNEL: EPERM is an area that can never be written (MAP_SHARED of a file opened for reading), not a
+  // privilege.
+  if (error.err == EINVAL || error.err == EPERM || error.err == EBUSY) error.kind = ErrorKind::kUnsupported;
+  return error;
+}
+
+Status Uffd::unregister_range(AddressRange range) const {
+  uffdio_range request = to_range(range);
+  if (::ioctl(fd_.get(), UFFDIO_UNREGISTER, &request) == 0) return {};
+  return fail_errno("UFFDIO_UNREGISTER", fmt::format("range {}", range));
+}
+
+Result<Filled> Uffd::copy(RemoteAddr at, std::span<const std::byte> bytes) const {
+  uffdio_copy request{at.value(), reinterpret_cast<uint64_t>(bytes.data()), bytes.size(), 0, 0};
+  const int rc = ::ioctl(fd_.get(), UFFDIO_COPY, &request);
+  return explain_fill("UFFDIO_COPY", {at, at + bytes.size()}, rc, request.copy);
+}
+
+Result<Filled> Uffd::zero_page(AddressRange range) const {
+  uffdio_zeropage request{to_range(range), 0, 0};
+  const int rc = ::ioctl(fd_.get(), UFFDIO_ZEROPAGE, &request);
+  return explain_fill("UFFDIO_ZEROPAGE", range, rc, request.zeropage);
+}
+
+Status Uffd::wake(AddressRange range) const {
+  uffdio_range request = to_range(range);
+  if (::ioctl(fd_.get(), UFFDIO_WAKE, &request) == 0) return {};
+  return fail_errno("UFFDIO_WAKE", fmt::format("range {}", range));
+}
+
+Status Uffd::check_alive() const {
+  // KERNEL: write-protecting takes a reference on the mm first and answers ESRCH when that is gone; the last
+  // page of user space is never mapped, so with a living mm it changes nothing and answers ENOENT.
+  uffdio_writeprotect request{{kUserSpaceEnd - kPageSize, kPageSize}, 0};
+  if (::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &request) == 0 || errno != ESRCH) return {};
+  return fail_errno("userfaultfd", "the target's address space (it exited or called execve)", ESRCH);
+}
+
+}  // namespace godwit::uffd

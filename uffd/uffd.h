@@ -1,0 +1,63 @@
+// A userfaultfd of another process, driven from here. Place in the pipeline: below wp_tracker (source) and
+// page_installer (destination). It is made inside the target (userfaultfd(2) belongs to the mm of its
+// caller), taken out with pidfd_getfd and adopted here; the target's own number can be closed at once.
+// Thread: the ioctls may be called from several threads; adopt, move and destruction belong to one.
+//
+// KERNEL: closing the last copy unregisters every area: the kernel visits each area and, for write-protect
+// mode, each present page (measured by tests/bench/scan_bench; about the price of one scan). Do it outside
+// the freeze.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "engine/base/fd.h"
+#include "engine/base/missing_uapi.h"
+#include "engine/base/result.h"
+#include "engine/model/address_range.h"
+
+namespace godwit::uffd {
+
+/// What one fill did: it goes on until the end, or until a page that is there already.
+struct Filled {
+  size_t bytes = 0;      ///< installed, from the start on
+  bool present = false;  ///< the page at `start + bytes` exists already and was left alone
+};
+
+class Uffd {
+ public:
+  Uffd() = default;
+
+  /// Takes over `fd`, fresh from userfaultfd(2) (no UFFDIO_API yet), and shakes hands for `features`.
+  /// Errors: Unsupported when the kernel lacks one of them (the fd is lost), System.
+  static Result<Uffd> adopt(Fd fd, uint64_t features);
+
+  /// `modes` is of UFFDIO_REGISTER_MODE_*. All of `range` that is mapped must allow them, else nothing
+  /// changes. Again with the same fd is fine. Errors: TargetGone; Unsupported (EINVAL, EPERM: a kind of area
+  /// that cannot; EBUSY: it belongs to another userfaultfd); System.
+  [[nodiscard]] Status register_range(AddressRange range, uint64_t modes) const;
+  [[nodiscard]] Status unregister_range(AddressRange range) const;
+
+  /// Installs `bytes` (whole pages) as new pages at `at`, in a range registered for missing pages, and wakes
+  /// who waits for them. Errors: TargetGone, Retry (the layout is changing), System (ENOENT: not registered,
+  /// or not in one area).
+  [[nodiscard]] Result<Filled> copy(RemoteAddr at, std::span<const std::byte> bytes) const;
+  /// The same with the zero page. Private anonymous and shared memory only.
+  [[nodiscard]] Result<Filled> zero_page(AddressRange range) const;
+  /// Wakes the threads that wait for a page of `range`.
+  [[nodiscard]] Status wake(AddressRange range) const;
+
+  /// Ok while the address space lives; TargetGone after its process exited or called execve. Under a
+  /// microsecond.
+  [[nodiscard]] Status check_alive() const;
+
+  [[nodiscard]] int get() const { return fd_.get(); }
+  [[nodiscard]] bool valid() const { return fd_.valid(); }
+
+ private:
+  explicit Uffd(Fd fd) : fd_(std::move(fd)) {}
+
+  Fd fd_;
+};
+
+}  // namespace godwit::uffd
