@@ -14,17 +14,12 @@ Error register_error(const char* operation, pid_t tid) {
   return fail_errno(operation, fmt::format("thread {}", tid));
 }
 
-constexpr size_t kMaxXstate = 16384;
-std::string subject(pid_t tid) {
-  return fmt::format("thread {}", tid);
-}
 }  // namespace
 
 Result<user_regs_struct> read_general(pid_t tid) {
   user_regs_struct general{};
   if (::ptrace(PTRACE_GETREGS, tid, nullptr, &general) != 0)
     return register_error("ptrace(PTRACE_GETREGS)", tid);
-    return fail_errno("ptrace(GETREGS)", subject(tid));
   return general;
 }
 
@@ -47,19 +42,6 @@ Result<Registers> read_registers(pid_t tid) {
   Registers registers;
   registers.general = TRY(read_general(tid));
   registers.xstate = TRY(read_xstate(tid));
-  if (::ptrace(PTRACE_SETREGS, tid, nullptr, &general) != 0)
-    return fail_errno("ptrace(SETREGS)", subject(tid));
-  return {};
-}
-
-Result<Registers> read_registers(pid_t tid) {
-  Registers registers;
-  registers.general = TRY(read_general(tid));
-  registers.xstate.resize(kMaxXstate);
-  iovec area{registers.xstate.data(), registers.xstate.size()};
-  if (::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) != 0)
-    return fail_errno("ptrace(GETREGSET, NT_X86_XSTATE)", subject(tid));
-  registers.xstate.resize(area.iov_len);
   return registers;
 }
 
@@ -68,9 +50,6 @@ Status write_registers(pid_t tid, const Registers& registers) {
   iovec vector{const_cast<std::byte*>(registers.xstate.data()), registers.xstate.size()};
   if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &vector) != 0)
     return register_error("ptrace(PTRACE_SETREGSET, NT_X86_XSTATE)", tid);
-  iovec area{const_cast<std::byte*>(registers.xstate.data()), registers.xstate.size()};
-  if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &area) != 0)
-    return fail_errno("ptrace(SETREGSET, NT_X86_XSTATE)", subject(tid));
   return {};
 }
 

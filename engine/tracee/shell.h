@@ -1,9 +1,4 @@
 // The process being built on the destination: a bare child with the final pid, in which everything is made
-// while the original still runs. Every method must be called on the shell's own thread (ShellThread runs
-// closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
-// (CLONE_FILES), so that a plain open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY:
-// hence that thread never logs and holds no descriptor of its own. If this engine or the thread dies before
-// release(), the kernel kills the shell (PTRACE_O_EXITKILL, PDEATHSIG).
 // while the original still runs. Every method of Shell must be called on the shell's own thread (ShellThread
 // runs closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
 // (CLONE_FILES), so that a plain open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY:
@@ -41,8 +36,6 @@ struct ShellOptions {
 
 class Shell : public BatchRunner {
  public:
-  /// Forks the bare process, maps the scratch, unmaps all else. Errors: Retry/System EEXIST when the pid is
-  /// taken (the remedy names --pid-namespace new), Denied, Unsupported.
   /// Data of one batch; the number of calls has no limit.
   static constexpr size_t kMaxBatchData = 512 << 10;
 
@@ -53,8 +46,6 @@ class Shell : public BatchRunner {
   /// Kills the shell and reaps it, unless it was released. On the shell's thread, or after that has ended.
   ~Shell() override;
 
-  [[nodiscard]] pid_t pid()
-      const;  ///< as this engine sees it (differs from options.pid in a new pid namespace)
   [[nodiscard]] pid_t pid() const;  ///< as this engine sees it (differs from inner_pid in a new namespace)
   [[nodiscard]] pid_t inner_pid() const;  ///< as the process sees itself
 
@@ -72,8 +63,6 @@ class Shell : public BatchRunner {
   /// kMaxBatchData.
   Status run(pid_t tid, Batch& batch) override;
 
-  /// The scratch must not stand where the process will have memory: moves away if it does. Call before
-  /// mapping.
   /// The scratch must not stand where the process will have memory: moves it into the largest hole of
   /// `layout` when it is there or near (stacks grow). Call before mapping.
   Status keep_clear_of(const Layout& layout);
@@ -86,9 +75,6 @@ class Shell : public BatchRunner {
   Status set_registers(pid_t tid, const Registers& registers);
   Status set_signal_mask(pid_t tid, uint64_t mask);
 
-  /// Unmaps the scratch and lets every thread run from the registers set before. Nothing can fail after the
-  /// first thread runs. After it the process is nobody's tracee. `syscall_insn`: address of a `syscall` in
-  /// the final layout (vdso), through which the scratch is unmapped.
   /// Unmaps the scratch and lets every thread run from the registers and mask set before (Bug if a thread has
   /// none). Nothing can fail after the first thread runs. After it the process is nobody's tracee, and the
   /// descriptors of this thread are its own again (none). `syscall_insn`: address of a `syscall` instruction
@@ -105,8 +91,6 @@ class Shell : public BatchRunner {
   std::unique_ptr<State> state_;
 };
 
-/// The thread that owns a shell. call() runs `work` on it and waits for the result; destruction kills an
-/// unreleased shell and joins.
 /// Reaps those of `pids` that have ended and returns them; never blocks. Any thread of the engine.
 /// SAFETY: waitpid(-1) must not be used in this engine: it would take the stops of a shell being built from
 /// its thread, as the children and tracees of one thread are everybody's to wait for.
