@@ -186,7 +186,7 @@ int inspect(const Arguments& arguments) {
   const Events events(arguments.json);
   auto source = transport::FileSource::open(arguments.file);
   if (!source.ok()) return finish(events, source.take_error(), "");
-  return finish(events, wire::print_stream(*source, stdout), "");
+  return finish(events, wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }), "");
 }
 
 }  // namespace godwit::cli
