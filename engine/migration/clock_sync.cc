@@ -72,8 +72,10 @@ Status add_clock_offsets(Link& link, const tracee::Process& process, wire::Inven
     if (monotonic - sent >= best) continue;
     best = monotonic - sent;
     // What the process reads now, against what the peer read at some time before: never behind the truth.
-    inventory.set_monotonic_offset(monotonic.count() - own.monotonic + target.monotonic - pong.answered_monotonic());
-    inventory.set_boottime_offset(boottime.count() - own.boottime + target.boottime - pong.answered_boottime());
+    inventory.set_monotonic_offset(monotonic.count() - own.monotonic + target.monotonic -
+                                   pong.answered_monotonic());
+    inventory.set_boottime_offset(boottime.count() - own.boottime + target.boottime -
+                                  pong.answered_boottime());
   }
   return {};
 }

@@ -35,9 +35,12 @@ struct Guardian::Shared {
   char undo[60000];
 };
 
-Guardian::Shared& Guardian::shared() const { return *reinterpret_cast<Shared*>(memory_.data()); }
+Guardian::Shared& Guardian::shared() const {
+  return *reinterpret_cast<Shared*>(memory_.data());
+}
 
-// ---- the engine's side -------------------------------------------------------------------------------------------
+// ---- the engine's side
+// -------------------------------------------------------------------------------------------
 
 Result<Guardian> Guardian::start(pid_t target, const std::string& destination, bool insecure) {
   Guardian made;
@@ -62,8 +65,12 @@ Guardian::~Guardian() {
   if (pipe_.valid()) dismiss();
 }
 
-void Guardian::touching() { shared().phase.store(kTouching); }
-void Guardian::stopping() { shared().phase.store(kStopping); }
+void Guardian::touching() {
+  shared().phase.store(kTouching);
+}
+void Guardian::stopping() {
+  shared().phase.store(kStopping);
+}
 void Guardian::committing(const wire::SessionId& session) {
   shared().session = session;
   shared().phase.store(kCommitted);
@@ -71,7 +78,8 @@ void Guardian::committing(const wire::SessionId& session) {
 
 Status Guardian::remember_addresses(const std::string& undo) {
   if (undo.size() > sizeof(Shared::undo))
-    return fail(ErrorKind::kUnsupported, "remember an address move", fmt::format("{} bytes", undo.size()), "move fewer addresses");
+    return fail(ErrorKind::kUnsupported, "remember an address move", fmt::format("{} bytes", undo.size()),
+                "move fewer addresses");
   std::memcpy(shared().undo, undo.data(), undo.size());
   shared().undo_size.store(static_cast<uint32_t>(undo.size()));
   return {};
@@ -83,7 +91,8 @@ void Guardian::dismiss() {
   ::waitpid(pid_, nullptr, 0);
 }
 
-// ---- the guardian's side -----------------------------------------------------------------------------------------
+// ---- the guardian's side
+// -----------------------------------------------------------------------------------------
 
 namespace {
 
@@ -116,7 +125,8 @@ Status close_leftover_userfaultfds(tracee::Frozen& frozen) {
   const tracee::Process& process = frozen.process();
   for (const int fd : TRY(process.fds())) {
     auto link = read_link(process.path(fmt::format("fd/{}", fd)));
-    if (link.ok() && *link == "anon_inode:[userfaultfd]") batch.call_may_fail(SYS_close, {fd}, "close a userfaultfd");
+    if (link.ok() && *link == "anon_inode:[userfaultfd]")
+      batch.call_may_fail(SYS_close, {fd}, "close a userfaultfd");
   }
   if (batch.empty()) return {};
   auto injector = TRY(tracee::Injector::create(frozen));
@@ -135,13 +145,15 @@ void leave_repair_mode(const tracee::Process& process) {
     if (!fd.ok()) continue;
     int repair = 0;
     socklen_t size = sizeof repair;
-    const bool on = ::getsockopt(fd->get(), IPPROTO_TCP, TCP_REPAIR, &repair, &size) == 0 && repair == TCP_REPAIR_ON;
+    const bool on =
+        ::getsockopt(fd->get(), IPPROTO_TCP, TCP_REPAIR, &repair, &size) == 0 && repair == TCP_REPAIR_ON;
     constexpr int kOffWithoutProbe = -1;  // TCP_REPAIR_OFF_NO_WP, linux/tcp.h
     if (on) ::setsockopt(fd->get(), IPPROTO_TCP, TCP_REPAIR, &kOffWithoutProbe, sizeof kOffWithoutProbe);
   }
 }
 
-void resolve_committed(pid_t target, const wire::SessionId& session, const LinkOptions& options, const std::string& undo) {
+void resolve_committed(pid_t target, const wire::SessionId& session, const LinkOptions& options,
+                       const std::string& undo) {
   const auto addresses = address::AddressUndo::from_text(undo);
   const Nanos until = monotonic_now() + kPatience;
   while (monotonic_now() < until) {
@@ -174,7 +186,8 @@ Status restore_target(pid_t pid, bool stopped) {
   return frozen.finish();
 }
 
-void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::string& destination, bool insecure) {
+void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::string& destination,
+                    bool insecure) {
   ::setsid();
   ::prctl(PR_SET_NAME, "godwit-guard");
   const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));

@@ -1,6 +1,7 @@
-// Programs of the person's own, run at the turning points of a migration: DIR/pre-freeze, frozen, pre-resume, resumed,
-// aborted. Each gets GODWIT_HOOK, GODWIT_PID and GODWIT_PEER in its environment. A missing program is no error; one
-// that fails before the handover ends the migration. The time of `frozen` and `pre-resume` is part of the blackout.
+// Programs of the person's own, run at the turning points of a migration: DIR/pre-freeze, frozen, pre-resume,
+// resumed, aborted. Each gets GODWIT_HOOK, GODWIT_PID and GODWIT_PEER in its environment. A missing program
+// is no error; one that fails before the handover ends the migration. The time of `frozen` and `pre-resume`
+// is part of the blackout.
 #pragma once
 
 #include <sys/types.h>

@@ -20,7 +20,8 @@ Status add_process(wire::Tree& tree, const tracee::Process& process) {
   // The innermost of its pids is the one that the process knows itself by.
   for (const std::string_view pid : split(field(status, "NSpid:").value_or(""), '\t'))
     node.add_namespace_pids(static_cast<int>(parse_number(pid).value_or(0)));
-  const int inner = node.namespace_pids_size() > 0 ? node.namespace_pids(node.namespace_pids_size() - 1) : process.pid();
+  const int inner =
+      node.namespace_pids_size() > 0 ? node.namespace_pids(node.namespace_pids_size() - 1) : process.pid();
   node.set_pid(inner);
   node.set_ppid(stat.ppid);
   node.set_comm(stat.comm);
@@ -45,7 +46,8 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process, const Lay
   std::set<std::string> mapped, paths;
   for (const Vma& vma : layout) {
     if (needs_file(vma)) mapped.insert(vma.path);
-    if (vma.kind == VmaKind::kAnonymous) inventory.set_memory_bytes(inventory.memory_bytes() + vma.range.size());
+    if (vma.kind == VmaKind::kAnonymous)
+      inventory.set_memory_bytes(inventory.memory_bytes() + vma.range.size());
   }
   for (const std::string& path : state::collect_paths(files)) paths.insert(path);
   paths.insert(mapped.begin(), mapped.end());
@@ -57,11 +59,13 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process, const Lay
   return inventory;
 }
 
-Result<state::Findings> check(pid_t pid, const LinkOptions& link_options, const std::vector<std::string>& move_addresses) {
+Result<state::Findings> check(pid_t pid, const LinkOptions& link_options,
+                              const std::vector<std::string>& move_addresses) {
   const auto process = TRY(tracee::Process::open(pid));
   const auto memory = TRY(tracee::Memory::open(pid));
   state::Intent intent;
-  for (const std::string& address : move_addresses) intent.moved_addresses.push_back(address.substr(0, address.find('/')));
+  for (const std::string& address : move_addresses)
+    intent.moved_addresses.push_back(address.substr(0, address.find('/')));
   const Layout layout = TRY(process.detailed_layout());
   const auto files = TRY(state::read_open_files(process));
   auto findings = TRY(state::check_all({process, memory, layout, files, intent, nullptr}));

@@ -11,7 +11,9 @@ namespace {
 
 constexpr const char* kFolder = "/run/godwit";
 
-std::string doubt_path(pid_t pid) { return fmt::format("{}/in-doubt.{}", kFolder, pid); }
+std::string doubt_path(pid_t pid) {
+  return fmt::format("{}/in-doubt.{}", kFolder, pid);
+}
 std::string verdict_path(const wire::SessionId& session) {
   return fmt::format("{}/session.{}", kFolder, wire::to_hex(session));
 }
@@ -28,8 +30,9 @@ Status write_whole(const std::string& path, std::string_view text) {
 }  // namespace
 
 Status write_in_doubt(const InDoubt& entry) {
-  return write_whole(doubt_path(entry.pid), fmt::format("pid: {}\nstart: {}\ndestination: {}\nsession: {}\n", entry.pid,
-                                                        entry.start_time, entry.destination, entry.session));
+  return write_whole(doubt_path(entry.pid),
+                     fmt::format("pid: {}\nstart: {}\ndestination: {}\nsession: {}\n", entry.pid,
+                                 entry.start_time, entry.destination, entry.session));
 }
 
 Result<std::optional<InDoubt>> read_in_doubt(pid_t pid) {
@@ -40,17 +43,22 @@ Result<std::optional<InDoubt>> read_in_doubt(pid_t pid) {
   const auto destination = field(found, "destination:");
   const auto session = field(found, "session:");
   if (!start || !destination || !session)
-    return fail(ErrorKind::kCorrupt, "read the journal", doubt_path(pid), "remove it if the process is known to be elsewhere");
+    return fail(ErrorKind::kCorrupt, "read the journal", doubt_path(pid),
+                "remove it if the process is known to be elsewhere");
   return std::optional(InDoubt{pid, *start, std::string(*destination), std::string(*session)});
 }
 
-void remove_in_doubt(pid_t pid) { ::unlink(doubt_path(pid).c_str()); }
+void remove_in_doubt(pid_t pid) {
+  ::unlink(doubt_path(pid).c_str());
+}
 
 Status write_verdict(const wire::SessionId& session, std::string_view state) {
   return write_whole(verdict_path(session), state);
 }
 
-void remove_verdict(const wire::SessionId& session) { ::unlink(verdict_path(session).c_str()); }
+void remove_verdict(const wire::SessionId& session) {
+  ::unlink(verdict_path(session).c_str());
+}
 
 wire::Verdict::Value read_verdict(const wire::SessionId& session) {
   auto text = read_file(verdict_path(session));

@@ -1,5 +1,6 @@
-// What outlives an engine: small files in /run/godwit, which a host that goes down takes with it, as it takes the
-// processes. The source's says which stopped original waits for a verdict, the destination's what became of a session.
+// What outlives an engine: small files in /run/godwit, which a host that goes down takes with it, as it takes
+// the processes. The source's says which stopped original waits for a verdict, the destination's what became
+// of a session.
 #pragma once
 
 #include <sys/types.h>
@@ -18,7 +19,7 @@ struct InDoubt {
   pid_t pid = 0;
   uint64_t start_time = 0;  ///< of the process: a recycled pid is not it
   std::string destination;
-  std::string session;      ///< hex
+  std::string session;  ///< hex
 };
 Status write_in_doubt(const InDoubt& entry);
 /// Nothing if there is no entry for the pid. Errors: Corrupt, System.

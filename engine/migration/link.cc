@@ -26,7 +26,8 @@ std::string host_of(const transport::Endpoint& endpoint) {
 Status require_secure(const transport::Endpoint& endpoint, bool insecure) {
   if (insecure || endpoint.is_loopback()) return {};
   return fail(ErrorKind::kDenied, "use plain TCP beyond this host", endpoint.text(),
-              "the stream holds all of the process' memory: tunnel it and use a loopback address, or accept that with --insecure");
+              "the stream holds all of the process' memory: tunnel it and use a loopback address, or accept "
+              "that with --insecure");
 }
 
 wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t channels) {
@@ -64,17 +65,21 @@ Status Link::greet(size_t index) {
   header.channel = static_cast<uint16_t>(index);
   header.channels = static_cast<uint16_t>(channels_->size());
   header.session = session_;
-  End end{std::make_unique<wire::RecordWriter>(channel, header), std::make_unique<wire::RecordReader>(channel)};
+  End end{std::make_unique<wire::RecordWriter>(channel, header),
+          std::make_unique<wire::RecordReader>(channel)};
   TRY(end.writer->start());
-  TRY(end.writer->write_message(wire::RecordType::kHello, make_hello(session_, wire::ROLE_SOURCE, channels_->size())));
+  TRY(end.writer->write_message(wire::RecordType::kHello,
+                                make_hello(session_, wire::ROLE_SOURCE, channels_->size())));
   TRY(end.writer->flush());
   TRY(end.reader->start());
   const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*end.reader, wire::RecordType::kHello))));
   if (hello.role() != wire::ROLE_DESTINATION)
-    return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(), "it does not speak as a destination");
+    return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(),
+                "it does not speak as a destination");
   if (index == 0) {
     for (const std::string& feature : hello.features()) {
-      if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures)) features_.push_back(feature);
+      if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures))
+        features_.push_back(feature);
     }
   }
   ends_.push_back(std::move(end));
@@ -110,7 +115,9 @@ std::string Link::local_address() const {
   return local.ok() ? host_of(local.value()) : std::string();
 }
 
-std::string Link::peer_address() const { return host_of(channels_->control().peer()); }
+std::string Link::peer_address() const {
+  return host_of(channels_->control().peer());
+}
 
 Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session) {
   const auto where = TRY(transport::parse_host_port(options.destination));

@@ -1,5 +1,5 @@
-// The source's connection to a destination engine: N channels of one session, each with a writer and a reader.
-// One thread uses it; cancel() is for any.
+// The source's connection to a destination engine: N channels of one session, each with a writer and a
+// reader. One thread uses it; cancel() is for any.
 #pragma once
 
 #include <memory>
@@ -16,8 +16,8 @@ namespace godwit::migration {
 struct LinkOptions {
   std::string destination;  ///< "HOST:PORT"
   size_t channels = 1;
-  uint64_t bandwidth = 0;   ///< bytes per second over all channels, 0 for no limit
-  bool insecure = false;    ///< plain TCP to a host that is not this one
+  uint64_t bandwidth = 0;  ///< bytes per second over all channels, 0 for no limit
+  bool insecure = false;   ///< plain TCP to a host that is not this one
   Nanos connect_timeout{std::chrono::seconds(10)};
 };
 
@@ -26,8 +26,8 @@ inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "gu
 
 class Link {
  public:
-  /// Connects and greets on every channel. Errors: PeerGone, Timeout, Usage, Denied (not loopback and not insecure),
-  /// Unsupported (another major version), Corrupt.
+  /// Connects and greets on every channel. Errors: PeerGone, Timeout, Usage, Denied (not loopback and not
+  /// insecure), Unsupported (another major version), Corrupt.
   static Result<std::unique_ptr<Link>> connect(const LinkOptions& options);
 
   [[nodiscard]] wire::RecordWriter& control() { return *ends_.front().writer; }
@@ -35,8 +35,8 @@ class Link {
   [[nodiscard]] const wire::SessionId& session() const { return session_; }
   [[nodiscard]] bool agreed(std::string_view feature) const;
 
-  /// The next record of the control channel, which must be a `type`. What the peer reports as its failure becomes the
-  /// error. Errors: PeerGone, Timeout, Corrupt, and the peer's own.
+  /// The next record of the control channel, which must be a `type`. What the peer reports as its failure
+  /// becomes the error. Errors: PeerGone, Timeout, Corrupt, and the peer's own.
   Result<wire::Record> await(wire::RecordType type) { return wire::expect(*ends_.front().reader, type); }
   /// Any next record.
   Result<wire::Record> next() { return ends_.front().reader->next(); }
@@ -69,7 +69,8 @@ class Link {
 /// Plain TCP leaves this host only when the person said so. Errors: Denied naming --insecure.
 Status require_secure(const transport::Endpoint& endpoint, bool insecure);
 
-/// A later connection that only asks what became of `session`. Errors: PeerGone, Timeout when there is no answer.
+/// A later connection that only asks what became of `session`. Errors: PeerGone, Timeout when there is no
+/// answer.
 Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session);
 
 wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t channels);

@@ -21,7 +21,8 @@ void pause_for(Nanos time) {
   ::nanosleep(&ts, nullptr);
 }
 
-/// One migration, driven by the table of session.h: `advance` takes an event, and carries the actions out in order.
+/// One migration, driven by the table of session.h: `advance` takes an event, and carries the actions out in
+/// order.
 class Migration {
  public:
   Migration(const MigrateOptions& options, Guardian guardian)
@@ -39,7 +40,8 @@ class Migration {
   }
 
  private:
-  // ---- the way of a success --------------------------------------------------------------------------------------
+  // ---- the way of a success
+  // --------------------------------------------------------------------------------------
   Status stages() {
     TRY(open());
     TRY(check_both());
@@ -106,7 +108,8 @@ class Migration {
     if (options_.move_addresses.empty()) return {};
     std::vector<address::Departure> departures;
     for (const std::string& text : options_.move_addresses) {
-      departures.push_back({TRY(address::ServiceAddress::parse(text)), TRY(address::IpAddress::parse(link_->peer_address()))});
+      departures.push_back(
+          {TRY(address::ServiceAddress::parse(text)), TRY(address::IpAddress::parse(link_->peer_address()))});
     }
     addresses_ = TRY(address::AddressMoveSource::plan(departures));
     TRY(guardian_.remember_addresses(addresses_->undo_record().to_text()));
@@ -114,8 +117,8 @@ class Migration {
     return addresses_->arm();
   }
 
-  /// Freezes at an instant that can be captured: where it cannot (a file lock is held, a connection is not accepted
-  /// yet), the process runs on for another round.
+  /// Freezes at an instant that can be captured: where it cannot (a file lock is held, a connection is not
+  /// accepted yet), the process runs on for another round.
   Status freeze() {
     constexpr int kAttempts = 200;
     TRY(hooks_.run("pre-freeze", options_.pid, link_->peer_name()));
@@ -156,7 +159,8 @@ class Migration {
     const Nanos running = monotonic_now();
     Downtime& downtime = precopy_->report().downtime;
     downtime.resume = running - commit_left_;
-    downtime.commit = running - precopy_->frozen_at() - (downtime.freeze + downtime.scan + downtime.pages + downtime.state + downtime.resume);
+    downtime.commit = running - precopy_->frozen_at() -
+                      (downtime.freeze + downtime.scan + downtime.pages + downtime.state + downtime.resume);
     return finish_running();
   }
 
@@ -176,7 +180,8 @@ class Migration {
     (void)addresses_->finish();
   }
 
-  // ---- failure ---------------------------------------------------------------------------------------------------
+  // ---- failure
+  // ---------------------------------------------------------------------------------------------------
   Status give_up(Error error) {
     if (phase_ == Phase::kDone) return error;
     if (phase_ == Phase::kCommitted) return after_commit(std::move(error));
@@ -191,7 +196,8 @@ class Migration {
     log_debug("after COMMIT: {}", error.message());
     (void)advance(Event::kFailure);
     switch (verdict_) {
-      case Event::kPeerRunning: return finish_running();
+      case Event::kPeerRunning:
+        return finish_running();
       case Event::kPeerAborted:
         (void)advance(Event::kPeerAborted);
         remove_in_doubt(options_.pid);
@@ -199,10 +205,13 @@ class Migration {
         return error;
       default:
         (void)advance(Event::kPeerLost);
-        return fail(ErrorKind::kInDoubt, "learn whether the destination runs the process", fmt::format("pid {}", options_.pid),
-                    fmt::format("{} does not answer ({}); look there, then `godwit resolve {} --discard` if it runs it, "
-                                "--resume if it surely does not and never will",
-                                options_.link.destination, error.message(), options_.pid));
+        return fail(
+            ErrorKind::kInDoubt, "learn whether the destination runs the process",
+            fmt::format("pid {}", options_.pid),
+            fmt::format(
+                "{} does not answer ({}); look there, then `godwit resolve {} --discard` if it runs it, "
+                "--resume if it surely does not and never will",
+                options_.link.destination, error.message(), options_.pid));
     }
   }
 
@@ -223,7 +232,8 @@ class Migration {
     verdict_ = Event::kPeerLost;
   }
 
-  // ---- actions ---------------------------------------------------------------------------------------------------
+  // ---- actions
+  // ---------------------------------------------------------------------------------------------------
   Status advance(Event event) {
     const Step next = step(phase_, event);
     CHECK(next.phase != Phase::kInvalid);
@@ -239,23 +249,34 @@ class Migration {
 
   Status perform(Action action) {
     switch (action) {
-      case Action::kFreeze: return {};  // freeze() does it: it can fail half-way and be tried again
-      case Action::kThaw: return precopy_ ? precopy_->thaw() : Status{};
-      case Action::kStopForGood: return precopy_->frozen().make_stop_permanent();
-      case Action::kUndoStop: return precopy_->frozen().undo_stop();
+      case Action::kFreeze:
+        return {};  // freeze() does it: it can fail half-way and be tried again
+      case Action::kThaw:
+        return precopy_ ? precopy_->thaw() : Status{};
+      case Action::kStopForGood:
+        return precopy_->frozen().make_stop_permanent();
+      case Action::kUndoStop:
+        return precopy_->frozen().undo_stop();
       case Action::kDisarm:
         if (precopy_) precopy_->disarm();
         return {};
-      case Action::kMoveAddresses: return addresses_ ? addresses_->handover() : Status{};
-      case Action::kReturnAddresses: return addresses_ ? addresses_->abort() : Status{};
-      case Action::kForwardPackets: return addresses_ ? addresses_->commit() : Status{};
-      case Action::kSendCommit: return send_commit();
-      case Action::kTellAbort: return tell_abort();
+      case Action::kMoveAddresses:
+        return addresses_ ? addresses_->handover() : Status{};
+      case Action::kReturnAddresses:
+        return addresses_ ? addresses_->abort() : Status{};
+      case Action::kForwardPackets:
+        return addresses_ ? addresses_->commit() : Status{};
+      case Action::kSendCommit:
+        return send_commit();
+      case Action::kTellAbort:
+        return tell_abort();
       case Action::kAskPeer:
         ask_peer();
         return {};
-      case Action::kKillOriginal: return precopy_->frozen().kill();
-      case Action::kInvalid: break;
+      case Action::kKillOriginal:
+        return precopy_->frozen().kill();
+      case Action::kInvalid:
+        break;
     }
     return fail(ErrorKind::kBug, "carry out an action", "session table");
   }
@@ -292,21 +313,26 @@ class Migration {
 }  // namespace
 
 Result<Report> migrate(const MigrateOptions& options) {
-  Migration migration(options, TRY(Guardian::start(options.pid, options.link.destination, options.link.insecure)));
+  Migration migration(options,
+                      TRY(Guardian::start(options.pid, options.link.destination, options.link.insecure)));
   return migration.run();
 }
 
 Status resolve(pid_t pid, bool resume) {
   const auto entry = TRY(read_in_doubt(pid));
   if (!entry)
-    return fail(ErrorKind::kRefused, "resolve", fmt::format("pid {}", pid), "no migration of it is in doubt on this host");
+    return fail(ErrorKind::kRefused, "resolve", fmt::format("pid {}", pid),
+                "no migration of it is in doubt on this host");
   const auto process = TRY(tracee::Process::open(pid));
   if (TRY(process.stat()).start_time != entry->start_time) {
     remove_in_doubt(pid);
-    return fail(ErrorKind::kTargetGone, "resolve", fmt::format("pid {}", pid), "the original has ended; the pid is another process now");
+    return fail(ErrorKind::kTargetGone, "resolve", fmt::format("pid {}", pid),
+                "the original has ended; the pid is another process now");
   }
-  if (resume) TRY(restore_target(pid, true));
-  else TRY(process.pidfd().send_signal(9));
+  if (resume)
+    TRY(restore_target(pid, true));
+  else
+    TRY(process.pidfd().send_signal(9));
   remove_in_doubt(pid);
   return {};
 }

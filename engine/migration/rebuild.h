@@ -1,5 +1,6 @@
-// The destination's half of the pipeline: records -> decoder -> installer -> shell. One object is one process being
-// rebuilt, from a peer or from an image; it does not know which. Destroyed before resume(), it leaves nothing.
+// The destination's half of the pipeline: records -> decoder -> installer -> shell. One object is one process
+// being rebuilt, from a peer or from an image; it does not know which. Destroyed before resume(), it leaves
+// nothing.
 #pragma once
 
 #include <atomic>
@@ -37,9 +38,9 @@ class Rebuild {
   /// Makes the bare shell. Once, before any other record. Errors as Shell::spawn.
   Status begin(const wire::Inventory& inventory);
 
-  /// One record of the forward direction. Page records of different lanes may come from different threads at once;
-  /// all others come from the control lane's, and never while pages of an earlier barrier are still in flight.
-  /// Errors: Corrupt naming the record, and whatever the rebuilding meets.
+  /// One record of the forward direction. Page records of different lanes may come from different threads at
+  /// once; all others come from the control lane's, and never while pages of an earlier barrier are still in
+  /// flight. Errors: Corrupt naming the record, and whatever the rebuilding meets.
   Status take(const wire::Record& record);
 
   /// Everything has arrived and is in place; only resume() is missing.
@@ -72,7 +73,7 @@ class Rebuild {
   pid_t inner_pid_ = 0;
   state::Intent intent_;
   std::unique_ptr<tracee::ShellThread> thread_;
-  std::unique_ptr<tracee::Shell> shell_;         ///< used and destroyed on thread_
+  std::unique_ptr<tracee::Shell> shell_;          ///< used and destroyed on thread_
   std::unique_ptr<state::BuildContext> context_;  ///< used on thread_
   state::AddressSpace space_;
   std::optional<uffd::PageInstaller> installer_;

@@ -32,19 +32,26 @@ wire::Finding to_message(const state::Finding& f) {
 /// What speaks against the file on this host, if anything.
 std::optional<state::Finding> judge_file(const wire::FileFact& wanted) {
   const auto finding = [&](std::string what, std::string why) {
-    return state::Finding{"files", wanted.path(), std::move(what), std::move(why),
-                          "bring the same file to the destination, or move the process when it has closed it", true};
+    return state::Finding{"files",
+                          wanted.path(),
+                          std::move(what),
+                          std::move(why),
+                          "bring the same file to the destination, or move the process when it has closed it",
+                          true};
   };
   const auto here = state::file_facts(wanted.path());
   if (!here.ok()) return finding("the destination does not have this file", here.error().message());
   if ((here.value().mode() & S_IFMT) != (wanted.mode() & S_IFMT))
-    return finding("the destination has another kind of file at this path", "the process would not find what it left");
+    return finding("the destination has another kind of file at this path",
+                   "the process would not find what it left");
   if (!S_ISREG(wanted.mode())) return std::nullopt;
   const bool comparable = !wanted.build_id().empty() || !wanted.hash().empty();
-  const bool same = comparable ? here.value().build_id() == wanted.build_id() && here.value().hash() == wanted.hash()
-                               : here.value().size() == wanted.size();
+  const bool same = comparable
+                        ? here.value().build_id() == wanted.build_id() && here.value().hash() == wanted.hash()
+                        : here.value().size() == wanted.size();
   if (!same && wanted.mapped())
-    return finding("the destination's file differs", "clean pages of a mapping are taken from the destination's file");
+    return finding("the destination's file differs",
+                   "clean pages of a mapping are taken from the destination's file");
   // A file that is only open may change until the freeze; its room compares then, and refuses.
   return std::nullopt;
 }
@@ -65,9 +72,12 @@ bool ReceiveSession::change_fate(Fate from, Fate to) {
 wire::Verdict::Value ReceiveSession::verdict() {
   const std::lock_guard lock(mutex_);
   switch (fate_) {
-    case Fate::kRunning: return wire::Verdict::RUNNING;
-    case Fate::kCommitted: return wire::Verdict::UNKNOWN;  // any moment now; ask again
-    default: break;
+    case Fate::kRunning:
+      return wire::Verdict::RUNNING;
+    case Fate::kCommitted:
+      return wire::Verdict::UNKNOWN;  // any moment now; ask again
+    default:
+      break;
   }
   fate_ = Fate::kAborted;
   for (transport::Channel* channel : lane_channels_) {
@@ -86,7 +96,8 @@ void ReceiveSession::fail_session(const Error& error) {
   changed_.notify_all();
 }
 
-// ---- control channel ---------------------------------------------------------------------------------------------
+// ---- control channel
+// ---------------------------------------------------------------------------------------------
 
 Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& reader) {
   {
@@ -100,7 +111,8 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
   answer.channel = 0;
   wire::RecordWriter writer(channel, answer);
   TRY(writer.start());
-  TRY(writer.write_message(RecordType::kHello, make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
+  TRY(writer.write_message(RecordType::kHello,
+                           make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
   TRY(writer.flush());
   Status ended = converse(channel, reader, writer);
   if (ended.ok()) return ended;
@@ -119,24 +131,34 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
   return error;
 }
 
-Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader& reader, wire::RecordWriter& writer) {
+Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader& reader,
+                                wire::RecordWriter& writer) {
   for (;;) {
     const wire::Record record = TRY(reader.next());
     switch (record.type) {
       case RecordType::kClockPing:
-        TRY(writer.write_message(RecordType::kClockPong, answer_clock(TRY(wire::parse<wire::Clock>(record)))));
+        TRY(writer.write_message(RecordType::kClockPong,
+                                 answer_clock(TRY(wire::parse<wire::Clock>(record)))));
         TRY(writer.flush());
         break;
-      case RecordType::kInventory: TRY(take_inventory(record, writer)); break;
-      case RecordType::kBarrier: TRY(answer_barrier(TRY(wire::parse<wire::Barrier>(record)).id(), writer)); break;
-      case RecordType::kAbort: return wire::to_error(TRY(wire::parse<wire::Abort>(record)));
-      case RecordType::kEnd: return fail(ErrorKind::kPeerGone, "receive a process", channel.peer_name(), "the source ended the stream");
+      case RecordType::kInventory:
+        TRY(take_inventory(record, writer));
+        break;
+      case RecordType::kBarrier:
+        TRY(answer_barrier(TRY(wire::parse<wire::Barrier>(record)).id(), writer));
+        break;
+      case RecordType::kAbort:
+        return wire::to_error(TRY(wire::parse<wire::Abort>(record)));
+      case RecordType::kEnd:
+        return fail(ErrorKind::kPeerGone, "receive a process", channel.peer_name(),
+                    "the source ended the stream");
       case RecordType::kEndOfState:
         TRY(wait_for_lanes(0, true));
         TRY(rebuild_.take(record));
         TRY(prepare(channel, writer));
         return commit(reader, writer);
-      default: TRY(rebuild_.take(record));
+      default:
+        TRY(rebuild_.take(record));
     }
   }
 }
@@ -150,11 +172,15 @@ Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWr
     if (auto found = judge_file(file)) findings.push_back(std::move(*found));
   }
   std::vector<address::ServiceAddress> services;
-  for (const std::string& text : inventory.moved_addresses()) services.push_back(TRY(address::ServiceAddress::parse(text)));
+  for (const std::string& text : inventory.moved_addresses())
+    services.push_back(TRY(address::ServiceAddress::parse(text)));
   if (!services.empty()) {
     auto plan = address::AddressMoveDestination::plan(services);
-    if (plan.ok()) addresses_ = plan.take();
-    else findings.push_back({"addresses", plan.error().subject, plan.error().operation, plan.error().message(), plan.error().remedy, true});
+    if (plan.ok())
+      addresses_ = plan.take();
+    else
+      findings.push_back({"addresses", plan.error().subject, plan.error().operation, plan.error().message(),
+                          plan.error().remedy, true});
   }
   for (const state::Finding& finding : findings) *answer.add_findings() = to_message(finding);
   // ORDER: the shell is made before the answer, so that a taken pid is an answer too.
@@ -190,7 +216,8 @@ Status ReceiveSession::wait_for_lanes(uint32_t barrier, bool ended) {
 Status ReceiveSession::prepare(transport::Channel& channel, wire::RecordWriter& writer) {
   TRY(fault_point("destination-prepared"));
   if (!change_fate(Fate::kOpen, Fate::kPrepared))
-    return fail(ErrorKind::kCancelled, "receive a process", channel.peer_name(), "the session was given up meanwhile");
+    return fail(ErrorKind::kCancelled, "receive a process", channel.peer_name(),
+                "the session was given up meanwhile");
   wire::Prepared prepared;
   prepared.set_pages_installed(rebuild_.pages_installed());
   TRY(writer.write_message(RecordType::kPrepared, prepared));
@@ -202,12 +229,14 @@ Status ReceiveSession::prepare(transport::Channel& channel, wire::RecordWriter& 
 Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& writer) {
   const wire::Record record = TRY(wire::expect(reader, RecordType::kCommit));
   const auto message = TRY(wire::parse<wire::Commit>(record));
-  const std::string_view session(reinterpret_cast<const char*>(header_.session.data()), header_.session.size());
+  const std::string_view session(reinterpret_cast<const char*>(header_.session.data()),
+                                 header_.session.size());
   if (message.session() != session)
     return fail(ErrorKind::kCorrupt, "commit", record.name(), "it is for another session");
   TRY(fault_point("destination-commit"));
   if (!change_fate(Fate::kPrepared, Fate::kCommitted))
-    return fail(ErrorKind::kCancelled, "commit", record.name(), "a resolver was told that this session is aborted");
+    return fail(ErrorKind::kCancelled, "commit", record.name(),
+                "a resolver was told that this session is aborted");
   return run_process(writer);
 }
 
@@ -237,20 +266,23 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   return {};
 }
 
-// ---- further channels --------------------------------------------------------------------------------------------
+// ---- further channels
+// --------------------------------------------------------------------------------------------
 
 Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index) {
   {
     const std::lock_guard lock(mutex_);
     if (index == 0 || index >= lane_channels_.size() || lane_channels_[index] != nullptr)
-      return fail(ErrorKind::kCorrupt, "join a session", fmt::format("channel {}", index), "it is not expected, or there already");
+      return fail(ErrorKind::kCorrupt, "join a session", fmt::format("channel {}", index),
+                  "it is not expected, or there already");
     lane_channels_[index] = &channel;
   }
   wire::StreamHeader answer = header_;
   answer.channel = index;
   wire::RecordWriter writer(channel, answer);
   TRY(writer.start());
-  TRY(writer.write_message(RecordType::kHello, make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
+  TRY(writer.write_message(RecordType::kHello,
+                           make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
   TRY(writer.flush());
   Status served = serve_lane(reader, index);
   {
@@ -266,7 +298,9 @@ Status ReceiveSession::serve_lane(wire::RecordReader& reader, size_t lane) {
     const wire::Record record = TRY(reader.next());
     switch (record.type) {
       case RecordType::kPages:
-      case RecordType::kObjectPages: TRY(rebuild_.take(record)); break;
+      case RecordType::kObjectPages:
+        TRY(rebuild_.take(record));
+        break;
       case RecordType::kBarrier: {
         const uint32_t id = TRY(wire::parse<wire::Barrier>(record)).id();
         const std::lock_guard lock(mutex_);
@@ -280,7 +314,8 @@ Status ReceiveSession::serve_lane(wire::RecordReader& reader, size_t lane) {
         changed_.notify_all();
         return {};
       }
-      default: return fail(ErrorKind::kCorrupt, "receive pages", record.name(), "it belongs on the control channel");
+      default:
+        return fail(ErrorKind::kCorrupt, "receive pages", record.name(), "it belongs on the control channel");
     }
   }
 }

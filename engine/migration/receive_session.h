@@ -1,5 +1,5 @@
-// One session on the destination: greets, checks, feeds a Rebuild, and holds to the handover rules. The control
-// channel's thread runs it; further channels join with their own.
+// One session on the destination: greets, checks, feeds a Rebuild, and holds to the handover rules. The
+// control channel's thread runs it; further channels join with their own.
 #pragma once
 
 #include <condition_variable>
@@ -28,8 +28,8 @@ class ReceiveSession {
   /// A further channel joins. Blocks until it has ended.
   Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
 
-  /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed yet can
-  /// not be committed after it.
+  /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
+  /// yet can not be committed after it.
   wire::Verdict::Value verdict();
 
   [[nodiscard]] bool had_inventory() const { return had_inventory_; }
@@ -58,7 +58,7 @@ class ReceiveSession {
   std::mutex mutex_;
   std::condition_variable changed_;
   Fate fate_ = Fate::kOpen;
-  std::vector<uint32_t> lane_barrier_;   ///< of each further channel: the last barrier it passed
+  std::vector<uint32_t> lane_barrier_;  ///< of each further channel: the last barrier it passed
   std::vector<bool> lane_ended_;
   std::vector<transport::Channel*> lane_channels_;
   std::optional<Error> lane_error_;

@@ -14,8 +14,9 @@ namespace godwit::migration {
 namespace {
 
 constexpr Nanos kGreetingTimeout = std::chrono::seconds(10);
-constexpr Nanos kSilence = std::chrono::minutes(10);  ///< a session that sends nothing for so long is given up
-constexpr size_t kMaxGuests = 64;                     ///< connections at once
+constexpr Nanos kSilence =
+    std::chrono::minutes(10);      ///< a session that sends nothing for so long is given up
+constexpr size_t kMaxGuests = 64;  ///< connections at once
 
 /// Processes that were rebuilt here are children of this engine until it ends.
 void reap_children() {
@@ -37,7 +38,9 @@ Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
   return made;
 }
 
-Receiver::~Receiver() { reap_guests(true); }
+Receiver::~Receiver() {
+  reap_guests(true);
+}
 
 Status Receiver::serve() {
   while (!done_ && !(options_.cancelled != nullptr && options_.cancelled->load())) {
@@ -49,7 +52,8 @@ Status Receiver::serve() {
       continue;
     }
     const ErrorKind kind = channel.error().kind;
-    if (kind != ErrorKind::kTimeout && kind != ErrorKind::kRetry && kind != ErrorKind::kPeerGone) return channel.take_error();
+    if (kind != ErrorKind::kTimeout && kind != ErrorKind::kRetry && kind != ErrorKind::kPeerGone)
+      return channel.take_error();
   }
   reap_guests(true);
   const std::lock_guard lock(mutex_);
@@ -93,7 +97,8 @@ Status Receiver::handle(std::unique_ptr<transport::Channel> channel) {
   const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*reader, wire::RecordType::kHello))));
   if (hello.role() == wire::ROLE_RESOLVER) return answer_query(*channel, *reader);
   if (hello.role() != wire::ROLE_SOURCE || header.value().channels == 0 || header.value().channels > 64)
-    return fail(ErrorKind::kCorrupt, "greet a source engine", channel->peer_name(), "it does not speak as a source");
+    return fail(ErrorKind::kCorrupt, "greet a source engine", channel->peer_name(),
+                "it does not speak as a source");
   TRY(channel->set_read_timeout(kSilence));
   TRY(channel->set_dead_after(std::chrono::seconds(10)));
   if (header.value().channel == 0) return run_session(std::move(channel), std::move(reader));
@@ -109,13 +114,15 @@ std::shared_ptr<ReceiveSession> Receiver::find(const wire::SessionId& id) {
   return found == sessions_.end() ? nullptr : found->second;
 }
 
-Status Receiver::run_session(std::unique_ptr<transport::Channel> channel, std::unique_ptr<wire::RecordReader> reader) {
+Status Receiver::run_session(std::unique_ptr<transport::Channel> channel,
+                             std::unique_ptr<wire::RecordReader> reader) {
   const wire::StreamHeader header = reader->header();
   auto session = std::make_shared<ReceiveSession>(options_, header);
   {
     const std::lock_guard lock(mutex_);
     if (!sessions_.emplace(header.session, session).second)
-      return fail(ErrorKind::kCorrupt, "open a session", channel->peer_name(), "a session of this name exists");
+      return fail(ErrorKind::kCorrupt, "open a session", channel->peer_name(),
+                  "a session of this name exists");
   }
   Status ended = session->run(*channel, *reader);
   if (ended.ok()) {

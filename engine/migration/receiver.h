@@ -1,5 +1,5 @@
-// `godwit receive`: listens, and rebuilds what comes. A session is N connections of one source; each session has a
-// thread for its control channel and one for every further channel.
+// `godwit receive`: listens, and rebuilds what comes. A session is N connections of one source; each session
+// has a thread for its control channel and one for every further channel.
 #pragma once
 
 #include <atomic>
@@ -20,11 +20,12 @@ namespace godwit::migration {
 
 struct ReceiveOptions {
   std::string listen = "127.0.0.1:4639";
-  bool once = false;      ///< end after the first session that ran or failed after its inventory
+  bool once = false;  ///< end after the first session that ran or failed after its inventory
   bool insecure = false;
   PidNamespace pid_namespace = PidNamespace::kAuto;
   std::string hooks;
-  Nanos commit_patience{std::chrono::seconds(20)};  ///< a prepared process without COMMIT is given up after this
+  Nanos commit_patience{
+      std::chrono::seconds(20)};  ///< a prepared process without COMMIT is given up after this
   std::function<void(const std::string& address, uint16_t port)> on_listening;
   std::function<void(pid_t pid, pid_t inner_pid)> on_running;
   std::function<void(const Error&)> on_failed;

@@ -73,8 +73,8 @@ struct BuildContext {
   /// The lowest number from which descriptors may be parked while the process' own numbers are not placed
   /// yet.
   int parking_base = 0;
-  /// Kept from prepare() to finish() by the descriptors room, all parked: open file descriptions by key, and both
-  /// ends of pipes and socket pairs, of which those descriptions are made.
+  /// Kept from prepare() to finish() by the descriptors room, all parked: open file descriptions by key, and
+  /// both ends of pipes and socket pairs, of which those descriptions are made.
   std::map<std::string, int> prepared;
   std::map<std::string, int> anchors;
   /// Run on the shell's thread once COMMIT is here, right before the process runs (TCP_REPAIR off, ...).

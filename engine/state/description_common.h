@@ -1,5 +1,5 @@
-// What every open file description has beside its room's state: status flags, the owner that SIGIO and SIGURG go
-// to, and, for sockets and pipes, the owner of an inode that nothing else names.
+// What every open file description has beside its room's state: status flags, the owner that SIGIO and SIGURG
+// go to, and, for sockets and pipes, the owner of an inode that nothing else names.
 #pragma once
 
 #include <optional>
@@ -17,7 +17,8 @@ int changeable_flags(int flags);
 Status check_async_owner(const CheckContext& ctx, const OpenFile& file, Findings& findings);
 /// Fills flags, async_owner and inode_owner. Errors: Unsupported for a foreign owner of signals.
 Status capture_common(const CaptureContext& ctx, const OpenFile& file, wire::Description& out);
-/// `fd` is in its final place. Uses the leader of the shell for F_SETOWN, which names a pid of the process's world.
+/// `fd` is in its final place. Uses the leader of the shell for F_SETOWN, which names a pid of the process's
+/// world.
 Status apply_common(BuildContext& ctx, int fd, const wire::Description& description);
 
 }  // namespace godwit::state

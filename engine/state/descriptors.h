@@ -1,7 +1,8 @@
 // The room "descriptors": the table of file descriptors. It runs the descriptor rooms over all open file
 // descriptions and knows what they have in common: numbers, close-on-exec, status flags, SIGIO owner.
-// Destination side on the shell's thread, whose table of descriptors *is* the process's: an open() there opens in
-// the process. Hence nothing here logs, and what is made before its number is free waits at a parking number.
+// Destination side on the shell's thread, whose table of descriptors *is* the process's: an open() there
+// opens in the process. Hence nothing here logs, and what is made before its number is free waits at a
+// parking number.
 #pragma once
 
 #include <optional>
@@ -20,17 +21,18 @@ Status check_descriptors(const CheckContext& ctx, Findings& findings);
 Result<std::string> capture_descriptors(CaptureContext& ctx);
 Status prepare_descriptors(BuildContext& ctx, std::string_view description);
 /// Afterwards the process has exactly the descriptors of the message, except numbers at or above parking_base
-/// (BuildContext::objects), which belong to others. ORDER: after the address space, for a sealed memfd takes no new
-/// writable mapping.
+/// (BuildContext::objects), which belong to others. ORDER: after the address space, for a sealed memfd takes
+/// no new writable mapping.
 Status finish_descriptors(BuildContext& ctx, std::string_view message);
 
 /// The room that claims the file, or null.
 const DescriptorRoom* room_of(const OpenFile& file);
 
-// ---- for descriptor rooms --------------------------------------------------------------------------------------
+// ---- for descriptor rooms
+// --------------------------------------------------------------------------------------
 
-/// Duplicates the description into this engine. Close it soon: a socket or pipe held here does not end when the
-/// process closes it.
+/// Duplicates the description into this engine. Close it soon: a socket or pipe held here does not end when
+/// the process closes it.
 Result<Fd> duplicate(const CaptureContext& ctx, const OpenFile& file);
 /// Moves `fd` to a number at or above ctx.parking_base, close-on-exec. The old number is closed.
 Result<int> park(BuildContext& ctx, int fd, std::string_view subject);

@@ -62,7 +62,8 @@ Result<int> prepare(BuildContext&, std::string_view message) {
   const dev_t device = makedev(state.major(), state.minor());
   const std::string path = is_device(state.path(), device) ? state.path() : usual;
   if (!is_device(path, device))
-    return fail(ErrorKind::kUnsupported, "open a device of the process", path, "make the device node on this host");
+    return fail(ErrorKind::kUnsupported, "open a device of the process", path,
+                "make the device node on this host");
   const int fd = ::open(path.c_str(), (static_cast<int>(state.flags()) & kOpenFlags) | O_CLOEXEC);
   if (fd < 0) return fail_errno("open a device of the process", path);
   return fd;

@@ -15,8 +15,9 @@ struct Holder {
   std::string comm;
 };
 
-/// The first holder of each link among all processes but `own`. Reads all of /proc/*/fd: about 1 us a descriptor of
-/// the machine, so for check() only. Processes that may not be looked into, or end meanwhile, are left out.
+/// The first holder of each link among all processes but `own`. Reads all of /proc/*/fd: about 1 us a
+/// descriptor of the machine, so for check() only. Processes that may not be looked into, or end meanwhile,
+/// are left out.
 std::map<std::string, Holder> find_holders(pid_t own, const std::set<std::string>& links);
 
 /// "pid 12 (nginx), fd 4"

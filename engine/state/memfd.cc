@@ -1,5 +1,5 @@
 // memfd: a description of an object of shared memory whose contents travel with the memory. The object is
-// made before any descriptor; here it is opened again, and sealed at last.
+// made before any descriptor; here it is opened again, and sealed at the resume.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
@@ -80,14 +80,18 @@ Result<int> prepare(BuildContext& ctx, std::string_view message) {
   return reopen(object, static_cast<int>(state.flags()) & kOpenFlags, subject(state));
 }
 
-/// Seals belong to the object: with several descriptions the first one sets them.
-Status add_seals(int object, const wire::MemfdState& state) {
+/// Seals belong to the object: with several descriptions the first one sets them. They need a description that may
+/// write, which a descriptor of the process need not be.
+Status add_seals(int fd, const wire::MemfdState& state) {
   const int wanted = static_cast<int>(state.seals());
-  const int now = ::fcntl(object, F_GET_SEALS);
+  const int now = ::fcntl(fd, F_GET_SEALS);
   if (now < 0) return fail_errno("fcntl(F_GET_SEALS)", subject(state));
   if ((wanted & ~now) == 0) return {};
-  if (::fcntl(object, F_ADD_SEALS, wanted & ~now) != 0)
-    return fail_errno("fcntl(F_ADD_SEALS)", subject(state));
+  const int writable = TRY(reopen(fd, O_RDWR, subject(state)));
+  const int done = ::fcntl(writable, F_ADD_SEALS, wanted & ~now);
+  const int err = errno;
+  ::close(writable);
+  if (done != 0) return fail_errno("fcntl(F_ADD_SEALS)", subject(state), err);
   return {};
 }
 
@@ -102,7 +106,9 @@ Status finish(BuildContext& ctx, int fd, std::string_view message) {
   if ((status.st_mode & 07777) != state.mode() && ::fchmod(object, state.mode()) != 0)
     return fail_errno("fchmod", subject(state));
   if (::lseek(fd, state.position(), SEEK_SET) != state.position()) return fail_errno("lseek", subject(state));
-  return add_seals(object, state);
+  // ORDER: contents and mappings may still be on their way; a sealed object takes neither.
+  if (state.seals() != 0) ctx.at_resume.push_back([fd, state]() -> Status { return add_seals(fd, state); });
+  return {};
 }
 
 }  // namespace

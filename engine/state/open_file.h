@@ -43,8 +43,8 @@ struct OpenFile {
   [[nodiscard]] std::string key() const;
 };
 
-/// Sorted by lowest number. A socket is duplicated for an instant to ask what it is. A descriptor closed while the process runs is left out. About 10 us a descriptor.
-/// Errors: TargetGone, Denied.
+/// Sorted by lowest number. A socket is duplicated for an instant to ask what it is. A descriptor closed
+/// while the process runs is left out. About 10 us a descriptor. Errors: TargetGone, Denied.
 Result<std::vector<OpenFile>> read_open_files(const tracee::Process& process);
 
 }  // namespace godwit::state

@@ -34,7 +34,8 @@ bool claims(const OpenFile& file) {
 /// The name still leads to the file, in the process's own view of the file system.
 bool name_leads_there(const tracee::Process& process, const OpenFile& file) {
   struct stat status {};
-  if (file.status.st_nlink == 0 || ::lstat(process.path("root" + file.link).c_str(), &status) != 0) return false;
+  if (file.status.st_nlink == 0 || ::lstat(process.path("root" + file.link).c_str(), &status) != 0)
+    return false;
   return status.st_dev == file.status.st_dev && status.st_ino == file.status.st_ino;
 }
 
@@ -43,9 +44,12 @@ bool has_lock(const OpenFile& file) {
 }
 
 Finding nameless(const OpenFile& file) {
-  return {std::string(kRoom), file.subject(), "an open file without a name",
+  return {std::string(kRoom),
+          file.subject(),
+          "an open file without a name",
           "it was deleted, or another file took its name, so that it cannot be opened on the destination",
-          "close it, or give it a name again (ln via /proc/PID/fd)", true};
+          "close it, or give it a name again (ln via /proc/PID/fd)",
+          true};
 }
 
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
@@ -55,12 +59,12 @@ Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) 
   if ((file.flags & O_PATH) == 0 && ::statfs(magic_link.c_str(), &filesystem) == 0 &&
       filesystem.f_type == kMqueueMagic)
     findings.push_back({std::string(kRoom), file.subject(), "a POSIX message queue",
-                        "its messages and notifications live in this kernel alone", "close it before the migration",
-                        true});
+                        "its messages and notifications live in this kernel alone",
+                        "close it before the migration", true});
   if (has_lock(file))
     findings.push_back({std::string(kRoom), file.subject(), "a file lock or lease",
-                        "the freeze waits for an instant without it", "nothing, if the program unlocks in time",
-                        false});
+                        "the freeze waits for an instant without it",
+                        "nothing, if the program unlocks in time", false});
   return {};
 }
 
@@ -112,9 +116,10 @@ Status finish(BuildContext&, int fd, std::string_view message) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) return fail_errno("fstat", state.path());
   if (S_ISREG(status.st_mode) && static_cast<uint64_t>(status.st_size) != state.size())
-    return fail(ErrorKind::kUnsupported, "open a file of the process",
-                fmt::format("{} ({} bytes here, {} on the source)", state.path(), status.st_size, state.size()),
-                "the file must be the same on both hosts: put it on a file system that both share");
+    return fail(
+        ErrorKind::kUnsupported, "open a file of the process",
+        fmt::format("{} ({} bytes here, {} on the source)", state.path(), status.st_size, state.size()),
+        "the file must be the same on both hosts: put it on a file system that both share");
   if (::lseek(fd, state.position(), SEEK_SET) != state.position())
     return fail_errno(fmt::format("lseek to {}", state.position()), state.path());
   return {};

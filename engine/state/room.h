@@ -47,8 +47,8 @@ struct DescriptorRoom {
   Status (*finish)(BuildContext&, int fd, std::string_view message);
   /// Optional: what needs every descriptor in its final place (epoll's interest list). Null for most.
   Status (*wire_up)(BuildContext&, int fd, std::string_view message);
-  /// Optional: the part of the message that prepare() depends on. What was prepared is used in finish() if this
-  /// (and OpenFile::key) is still the same; null: if the key is.
+  /// Optional: the part of the message that prepare() depends on. What was prepared is used in finish() if
+  /// this (and OpenFile::key) is still the same; null: if the key is.
   std::string (*identity)(std::string_view message) = nullptr;
 };
 

@@ -15,6 +15,7 @@
 #include "engine/base/files.h"
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
+#include "engine/state/multicast.h"
 #include "engine/state/socket_options.h"
 #include "engine/wire/rooms_fds.pb.h"
 
@@ -29,6 +30,10 @@ constexpr std::array kUdpLevel = {
     OptionSpec{IPPROTO_UDP, UDP_NO_CHECK6_TX, sizeof(int), OptionPhase::kEarly, "UDP_NO_CHECK6_TX"},
     OptionSpec{IPPROTO_UDP, UDP_NO_CHECK6_RX, sizeof(int), OptionPhase::kEarly, "UDP_NO_CHECK6_RX"},
 };
+
+constexpr const char* kMulticast = "a UDP socket that joined a multicast group";
+constexpr const char* kMulticastWhy = "the networks of the destination may not carry the group";
+constexpr const char* kMulticastRemedy = "leave the group (IP_DROP_MEMBERSHIP) before the migration";
 
 bool claims(const OpenFile& file) {
   if (!file.socket || file.socket->type != SOCK_DGRAM) return false;
@@ -62,12 +67,12 @@ std::string to_text(const std::string& name) {
   return fmt::format("{}:{}", text.data(), ntohs(v4.sin_port));
 }
 
-// KERNEL: memberships are kept with the socket and shown nowhere; the host-wide list (igmp) counts their
-// users. A socket that set an outgoing multicast interface or ttl is a hint, but one that only listens gives
-// none.
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
   const auto copy = ctx.process.pidfd().get_fd(file.number());
   if (!copy.ok()) return {};
+  if (has_multicast_membership(ctx.process, copy.value().get(), file.socket->domain))
+    findings.push_back(
+        {std::string(kRoom), file.subject(), kMulticast, kMulticastWhy, kMulticastRemedy, true});
   pollfd state{copy.value().get(), POLLIN, 0};
   if (::poll(&state, 1, 0) == 1 && (state.revents & POLLIN) != 0)
     findings.push_back({std::string(kRoom), file.subject(), "a UDP socket with datagrams unread",
@@ -78,6 +83,9 @@ Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) 
 
 Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   const Fd copy = TRY(duplicate(ctx, file));
+  if (has_multicast_membership(ctx.process, copy.get(), file.socket->domain))
+    return fail(ErrorKind::kUnsupported, fmt::format("capture {}", kMulticast), file.subject(),
+                fmt::format("{}: {}", kMulticastWhy, kMulticastRemedy));
   wire::UdpState state;
   state.set_domain(file.socket->domain);
   state.set_protocol(file.socket->protocol);

@@ -23,19 +23,24 @@ constexpr const char* kInKernel = "its state lives in this kernel alone and cann
 constexpr const char* kClose = "close it before the migration";
 
 constexpr std::array kLinks = {
-    Kind{"anon_inode:inotify", "an inotify instance", "its watches and unread events cannot be carried over", kClose},
+    Kind{"anon_inode:inotify", "an inotify instance", "its watches and unread events cannot be carried over",
+         kClose},
     Kind{"anon_inode:[fanotify]", "a fanotify group", "its marks cannot be carried over", kClose},
-    Kind{"anon_inode:[io_uring]", "an io_uring", "requests in flight and registered buffers belong to this kernel",
+    Kind{"anon_inode:[io_uring]", "an io_uring",
+         "requests in flight and registered buffers belong to this kernel",
          "start the program without io_uring (sysctl kernel.io_uring_disabled=2 makes most fall back)"},
     Kind{"anon_inode:[userfaultfd]", "a userfaultfd", "its registered ranges cannot be carried over", kClose},
-    Kind{"anon_inode:[perf_event]", "a perf event", "it counts on this host's processors", "stop profiling first"},
+    Kind{"anon_inode:[perf_event]", "a perf event", "it counts on this host's processors",
+         "stop profiling first"},
     Kind{"anon_inode:bpf-map", "an eBPF map", kInKernel, "close it, or let the program load it again after"},
-    Kind{"anon_inode:bpf-prog", "an eBPF program", kInKernel, "close it, or let the program load it again after"},
+    Kind{"anon_inode:bpf-prog", "an eBPF program", kInKernel,
+         "close it, or let the program load it again after"},
     Kind{"anon_inode:bpf", "an eBPF object", kInKernel, "close it, or let the program load it again after"},
     Kind{"anon_inode:btf", "an eBPF type description", kInKernel, kClose},
     Kind{"anon_inode:[pidfd]", "a pidfd", "the process it refers to stays on this host", kClose},
     Kind{"pidfd:[", "a pidfd", "the process it refers to stays on this host", kClose},
-    Kind{"anon_inode:kvm", "a KVM virtual machine", kInKernel, "migrate the guest with its virtual machine monitor"},
+    Kind{"anon_inode:kvm", "a KVM virtual machine", kInKernel,
+         "migrate the guest with its virtual machine monitor"},
     Kind{"anon_inode:seccomp notify", "a seccomp listener", kInKernel, kClose},
     Kind{"anon_inode:[landlock-ruleset]", "a Landlock ruleset", kInKernel, kClose},
     Kind{"anon_inode:[fscontext]", "a mount being configured", kInKernel, kClose},
@@ -85,12 +90,15 @@ constexpr unsigned kPtsFirst = 136;
 constexpr unsigned kPtsLast = 143;
 
 Finding describe_socket(const OpenFile& file) {
-  Finding out{"descriptors", file.subject(), "a socket of unknown kind", "it cannot be carried over", kClose, true};
+  Finding out{"descriptors", file.subject(), "a socket of unknown kind", "it cannot be carried over", kClose,
+              true};
   if (!file.socket) return out;
   const SocketKind& kind = *file.socket;
-  out.what = fmt::format("a socket of family {}, type {}, protocol {}", kind.domain, kind.type, kind.protocol);
+  out.what =
+      fmt::format("a socket of family {}, type {}, protocol {}", kind.domain, kind.type, kind.protocol);
   for (const Family& family : kFamilies)
-    if (family.domain == kind.domain && (family.type == 0 || family.type == kind.type)) out.what = family.what;
+    if (family.domain == kind.domain && (family.type == 0 || family.type == kind.type))
+      out.what = family.what;
   if (kind.protocol == IPPROTO_SCTP) out.what = "an SCTP socket";
   if (kind.protocol == 262) out.what = "a multipath TCP socket";  // linux/in.h: IPPROTO_MPTCP
   return out;
@@ -101,12 +109,19 @@ Finding describe_device(const OpenFile& file) {
   const bool tty = major_number == kTtyMajor || major_number == kTtyAuxMajor ||
                    (major_number >= kPtsFirst && major_number <= kPtsLast);
   if (tty)
-    return {"descriptors", file.subject(), "a terminal", "the terminal stays on this host",
-            "start the program detached from it: setsid PROGRAM </dev/null >LOG 2>&1", true};
+    return {"descriptors",
+            file.subject(),
+            "a terminal",
+            "the terminal stays on this host",
+            "start the program detached from it: setsid PROGRAM </dev/null >LOG 2>&1",
+            true};
   const char* kind = S_ISBLK(file.status.st_mode) ? "a block device" : "a device";
-  return {"descriptors", file.subject(),
+  return {"descriptors",
+          file.subject(),
           fmt::format("{} ({}:{})", kind, major_number, minor(file.status.st_rdev)),
-          "the device and what it knows of the process stay on this host", kClose, true};
+          "the device and what it knows of the process stay on this host",
+          kClose,
+          true};
 }
 
 }  // namespace
@@ -115,13 +130,21 @@ Finding describe_unclaimed(const OpenFile& file) {
   if (S_ISSOCK(file.status.st_mode)) return describe_socket(file);
   if (S_ISCHR(file.status.st_mode) || S_ISBLK(file.status.st_mode)) return describe_device(file);
   if (S_ISFIFO(file.status.st_mode))
-    return {"descriptors", file.subject(), "a named pipe", "whoever opens the other end does so on this host",
-            "close it, or use a unix socket or a plain pipe instead", true};
+    return {"descriptors",
+            file.subject(),
+            "a named pipe",
+            "whoever opens the other end does so on this host",
+            "close it, or use a unix socket or a plain pipe instead",
+            true};
   for (const Kind& kind : kLinks)
     if (file.link.starts_with(kind.pattern))
       return {"descriptors", file.subject(), kind.what, kind.why, kind.remedy, true};
-  return {"descriptors", file.subject(), "a kind of descriptor that is not known",
-          "what it holds cannot be carried over", kClose, true};
+  return {"descriptors",
+          file.subject(),
+          "a kind of descriptor that is not known",
+          "what it holds cannot be carried over",
+          kClose,
+          true};
 }
 
 }  // namespace godwit::state

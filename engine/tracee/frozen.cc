@@ -139,24 +139,29 @@ class Freezer {
     }
   }
 
-  /// ORDER: first those that stand, so that the process runs while we wait for one that could not stop.
+  /// ORDER: those that stand first, so that the process runs while we wait for one that could not stop.
   void let_go() {
     for (size_t i = 0; i < std::min(stopped_, threads_.size()); ++i) {
       (void)unfix_if_signalled(process_, threads_[i]);
       (void)detach(threads_[i].tid);
     }
-    for (size_t i = stopped_; i < threads_.size(); ++i) {
-      // Seized but running: it must be made to stop to be let go. What stays seized after all patience is
-      // freed when this thread of the engine ends.
-      (void)interrupt(threads_[i].tid);
-      const Nanos end = monotonic_now() + kPatience;
-      for (;;) {
-        const auto stop = wait_for_trap(threads_[i].tid, kPatience);
-        if (stop.ok()) (void)detach(threads_[i].tid);
-        if (stop.ok() || stop.error().kind != ErrorKind::kRetry || monotonic_now() > end) break;
-      }
-    }
+    // Seized but not known to stand: only a stopped thread can be let go. The one that failed us comes last.
+    std::vector<pid_t> running;
+    for (size_t i = stopped_; i < threads_.size(); ++i) running.push_back(threads_[i].tid);
+    if (running.size() > 1) std::rotate(running.begin(), running.begin() + 1, running.end());
+    for (const pid_t tid : running) stop_and_let_go(tid);
     threads_.clear();
+  }
+
+  /// What stays seized after all patience is freed when this thread of the engine ends.
+  void stop_and_let_go(pid_t tid) {
+    (void)interrupt(tid);
+    const Nanos end = monotonic_now() + kPatience;
+    for (;;) {
+      const auto stop = wait_for_trap(tid, kPatience);
+      if (stop.ok()) (void)detach(tid);
+      if (stop.ok() || stop.error().kind != ErrorKind::kRetry || monotonic_now() > end) return;
+    }
   }
 
   const Process& process_;
