@@ -67,8 +67,8 @@ int hear(libbpf_print_level level, const char* format, va_list args) {
   return length;
 }
 
-Error unsupported(std::string operation, pid_t pid, int err) {
-  Error error = fail_errno(std::move(operation), fmt::format("the threads of pid {}", pid), err);
+Error unsupported(const char* operation, pid_t pid, int err) {
+  Error error = fail_errno(operation, fmt::format("the threads of pid {}", pid), err);
   error.kind = ErrorKind::kUnsupported;
   error.remedy = fmt::format(
       "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it interrupted sleeps, "

@@ -12,6 +12,29 @@ namespace godwit::uffd {
 namespace {
 
 constexpr uint64_t kPopulated = uapi::kPageIsPresent | uapi::kPageIsSwapped;
+constexpr uint64_t kHugePage = 2_MiB;
+constexpr uint64_t kReleaseStep = 16_MiB;  // 0.4 ms of write-locked mm
+constexpr uint64_t kReleaseSteps = 4096;   // at most, for one area, however sparse and large
+
+struct Area {
+  AddressRange range;
+  bool private_file;
+};
+
+Result<std::vector<Area>> read_areas(pid_t pid) {
+  const std::string maps = TRY(read_file(fmt::format("/proc/{}/maps", pid)));
+  std::vector<Area> areas;
+  for (const std::string_view line : split(maps, '\n')) {
+    const std::vector<std::string_view> words = split(line, ' ');  // range perms offset device inode [path]
+    if (words.size() < 5 || words[1].size() != 4) continue;
+    const std::vector<std::string_view> ends = split(words[0], '-');
+    const auto start = parse_number(ends.front(), 16);
+    const auto end = parse_number(ends.back(), 16);
+    if (!start || !end || *end > kUserSpaceEnd) continue;  // vsyscall lies above
+    areas.push_back({range_of(*start, *end), words[1][3] == 'p' && words[4] != "0"});
+  }
+  return areas;
+}
 
 bool has(const uapi::PageRegion& region, uint64_t category) {
   return (region.categories & category) != 0;
@@ -150,17 +173,28 @@ Status WpTracker::register_one(AddressRange range, std::vector<AddressRange>& un
 /// A new mapping cannot escape: it is not tracked, and a scan meets it only after track() has come through
 /// here again.
 Status WpTracker::learn_file_areas() {
-  const std::string maps = TRY(read_file(fmt::format("/proc/{}/maps", pid_)));
   file_areas_.clear();
-  for (const std::string_view line : split(maps, '\n')) {
-    const std::vector<std::string_view> words = split(line, ' ');  // range perms offset device inode [path]
-    if (words.size() < 5 || words[1].size() != 4 || words[1][3] != 'p' || words[4] == "0") continue;
-    const std::vector<std::string_view> ends = split(words[0], '-');
-    const auto start = parse_number(ends.front(), 16);
-    const auto end = parse_number(ends.back(), 16);
-    if (start && end) file_areas_.push_back(range_of(*start, *end));
+  for (const Area& area : TRY(read_areas(pid_))) {
+    if (area.private_file) file_areas_.push_back(area.range);
   }
   return {};
+}
+
+void WpTracker::release() {
+  const Result<std::vector<Area>> areas = read_areas(pid_);
+  if (areas.ok()) {
+    for (const Area& area : areas.value()) {
+      // Whole huge pages: an area cut within one would split it.
+      const uint64_t step = std::max(kReleaseStep, area.range.size() / kReleaseSteps) & ~(kHugePage - 1);
+      for (RemoteAddr at = area.range.start; at < area.range.end;) {
+        const RemoteAddr next = std::min(area.range.end, RemoteAddr((at.value() + step) & ~(kHugePage - 1)));
+        // Areas that were never registered, or cannot be, answer with errors of no interest.
+        (void)uffd_.unregister_range({at, next});
+        at = next;
+      }
+    }
+  }
+  uffd_ = Uffd();
 }
 
 uint64_t WpTracker::reported() const {

@@ -45,6 +45,10 @@ class WpTracker : public DirtyTracker {
   /// pages count as written.
   Result<PageRuns> last_pass(AddressRange range);
 
+  /// Stops tracking piece by piece, so that a running target never waits long; afterwards only destruction is
+  /// allowed.
+  void release();
+
  private:
   WpTracker(pid_t pid, Uffd uffd, PageScanner scanner)
       : pid_(pid), uffd_(std::move(uffd)), scanner_(std::move(scanner)) {}

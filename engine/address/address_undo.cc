@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "engine/address/announce.h"
+#include "engine/address/conntrack.h"
 #include "engine/base/files.h"
 
 namespace godwit::address {
@@ -176,6 +177,7 @@ Status depart(const AddressUndo& what) {
   Netlink netlink = TRY(Netlink::open());
   FirstError errors;
   errors.note(remove_leaving(what, netlink));
+  for (const LeavingAddress& leaving : what.leaving) errors.note(forget_connections(leaving.service.ip));
   put_back_host(what, netlink, errors);
   return errors.take();
 }

@@ -20,6 +20,7 @@ namespace godwit::address {
 namespace {
 
 constexpr size_t kRequestSize = 4096;
+constexpr std::chrono::milliseconds kLocalLimit{2000};
 constexpr size_t kReplySize = 64 * 1024;  // a dump's part; the kernel fills at most 32 KiB
 
 /// A request under construction, with room for what this file puts into one.
@@ -253,7 +254,7 @@ Result<bool> Netlink::add_address(const ServiceAddress& service, int index) {
   request.put(IFA_ADDRESS, service.ip);
   // KERNEL: without NODAD an IPv6 address stays tentative for a second, and answers nobody meanwhile.
   if (service.ip.family() == Family::kInet6) request.put_u32(IFA_FLAGS, IFA_F_NODAD);
-  return change(request.get(), "add address", service.to_string(), {EEXIST});
+  return become_local(request.get(), "add address", service.ip, index);
 }
 
 Result<bool> Netlink::restore_address(const InterfaceAddress& address) {
@@ -265,7 +266,24 @@ Result<bool> Netlink::restore_address(const InterfaceAddress& address) {
       IFA_F_HOMEADDRESS | IFA_F_MANAGETEMPADDR | IFA_F_NOPREFIXROUTE | IFA_F_MCAUTOJOIN;
   const bool v6 = address.ip.family() == Family::kInet6;
   request.put_u32(IFA_FLAGS, (address.flags & kSettable) | (v6 ? IFA_F_NODAD : 0u));
-  return change(request.get(), "restore address", on_device(address.ip, address.index), {EEXIST});
+  return become_local(request.get(), "restore address", address.ip, address.index);
+}
+
+Result<bool> Netlink::become_local(nlmsghdr* request, const char* operation, const IpAddress& ip, int index) {
+  const std::string subject = on_device(ip, index);
+  if (ip.family() == Family::kInet) return change(request, operation, subject, {EEXIST});
+  // KERNEL: an IPv6 address, even one without duplicate address detection, becomes local in a work item some
+  // time after the request was acknowledged. Packets that arrive before are not for this host, and are
+  // dropped.
+  const Netlink listener = TRY(listen(RTNLGRP_IPV6_ROUTE));
+  const bool changed = TRY(change(request, operation, subject, {EEXIST}));
+  const auto is_local = [&]() -> Result<bool> {
+    const Result<Route> route = route_to(ip);
+    return route.ok() && route.value().type == RTN_LOCAL;
+  };
+  if (TRY(await(listener, kLocalLimit, is_local))) return changed;
+  return fail(ErrorKind::kTimeout, operation, subject,
+              "it did not become local; is its device up, with a link?");
 }
 
 Result<bool> Netlink::remove_address(const IpAddress& ip, uint8_t prefix_length, int index) {
@@ -349,13 +367,7 @@ Result<bool> Netlink::neighbour_known(const IpAddress& ip, int index) {
 
 Status Netlink::resolve_neighbour(const IpAddress& ip, int index, std::chrono::milliseconds limit) {
   if (TRY(neighbour_known(ip, index))) return {};
-  // ORDER: listen before asking, look before waiting: no change of the neighbour's state can slip through.
-  const Netlink listener = TRY(Netlink::open());
-  const int group = RTNLGRP_NEIGH;
-  if (mnl_socket_setsockopt(listener.socket_.get(), NETLINK_ADD_MEMBERSHIP, const_cast<int*>(&group),
-                            sizeof(group)) < 0) {
-    return fail_errno("listen for neighbours", on_device(ip, index));
-  }
+  const Netlink listener = TRY(listen(RTNLGRP_NEIGH));
   Request request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE);
   auto* fixed = request.extra<ndmsg>();
   fixed->ndm_family = static_cast<uint8_t>(ip.family());
@@ -364,18 +376,31 @@ Status Netlink::resolve_neighbour(const IpAddress& ip, int index, std::chrono::m
   fixed->ndm_flags = NTF_USE;
   request.put(NDA_DST, ip);
   TRY(change(request.get(), "resolve neighbour", on_device(ip, index), {}));
+  if (TRY(await(listener, limit, [&] { return neighbour_known(ip, index); }))) return {};
+  return fail(ErrorKind::kTimeout, "resolve neighbour", on_device(ip, index),
+              "nobody answers for the destination's address; is it up, on the same network?");
+}
+
+Result<Netlink> Netlink::listen(int group) {
+  Netlink listener = TRY(Netlink::open());
+  if (mnl_socket_setsockopt(listener.socket_.get(), NETLINK_ADD_MEMBERSHIP, &group, sizeof(group)) == 0) {
+    return listener;
+  }
+  return fail_errno("listen to netlink group", std::to_string(group));
+}
+
+Result<bool> Netlink::await(const Netlink& listener, std::chrono::milliseconds limit,
+                            const std::function<Result<bool>()>& condition) {
   const Nanos end = monotonic_now() + limit;
-  while (!TRY(neighbour_known(ip, index))) {
+  while (!TRY(condition())) {
     const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - monotonic_now());
     pollfd wait{mnl_socket_get_fd(listener.socket_.get()), POLLIN, 0};
-    if (left.count() <= 0 || ::poll(&wait, 1, static_cast<int>(left.count())) == 0) {
-      return fail(ErrorKind::kTimeout, "resolve neighbour", on_device(ip, index),
-                  "nobody answers for the destination's address; is it up, on the same network?");
-    }
+    if (left.count() <= 0 || ::poll(&wait, 1, static_cast<int>(left.count())) == 0) return false;
     std::array<char, 8192> ignored;
-    (void)::recv(wait.fd, ignored.data(), ignored.size(), MSG_DONTWAIT);
+    while (::recv(wait.fd, ignored.data(), ignored.size(), MSG_DONTWAIT) > 0) {
+    }
   }
-  return {};
+  return true;
 }
 
 }  // namespace godwit::address

@@ -77,6 +77,7 @@ class Netlink {
   /// Every route in any table whose destination is exactly `ip` as a host route.
   Result<std::vector<Route>> host_routes(const IpAddress& ip);
 
+  // The address is in the local routing table when the two that add one return.
   // Each of these says true when it changed something, false when that was so already: all can be repeated.
   Result<bool> add_address(const ServiceAddress& service, int index);
   Result<bool> restore_address(const InterfaceAddress& address);
@@ -96,6 +97,13 @@ class Netlink {
     void operator()(mnl_socket* socket) const;
   };
   Result<bool> neighbour_known(const IpAddress& ip, int index);
+  /// A socket of its own that hears of every change in a multicast group (RTNLGRP_*).
+  static Result<Netlink> listen(int group);
+  /// Looks, then waits for the next news from `listener`, until `condition` holds; false when the limit came
+  /// first. ORDER: the listener must be older than what brings the change about.
+  static Result<bool> await(const Netlink& listener, std::chrono::milliseconds limit,
+                            const std::function<Result<bool>()>& condition);
+  Result<bool> become_local(nlmsghdr* request, const char* operation, const IpAddress& ip, int index);
   using Handler = std::function<void(const nlmsghdr*)>;
   explicit Netlink(mnl_socket* socket) : socket_(socket) {}
   /// Sends and reads replies up to the acknowledgement or the end of the dump; the errno of the kernel, 0 if

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 #include <poll.h>
 #include <sys/prctl.h>
+#include <sys/rseq.h>
 #include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,6 +27,17 @@ namespace {
 constexpr size_t kPollOffset = 2048;  // known to the stub
 constexpr int kTold = SIGUSR1;        // blocked in the init from its birth; read through a signalfd
 
+/// The C library registered an area for this thread; after the munmap the kernel would kill for want of it.
+bool unregister_rseq() {
+  if (__rseq_size == 0) return true;
+  auto* const area = static_cast<std::byte*>(__builtin_thread_pointer()) + __rseq_offset;
+  constexpr int kUnregister = 1;
+  // The kernel wants the very size that was registered, which __rseq_size tells not in every version.
+  for (unsigned size = 32; size <= 1024; size += 4)
+    if (::syscall(SYS_rseq, area, size, kUnregister, RSEQ_SIG) == 0) return true;
+  return false;
+}
+
 /// In the child, a copy of the engine: only system calls, no lock of the C library may be taken.
 [[noreturn]] void become_init(std::byte* page, int lifeline, pid_t inner_pid) {
   ::setsid();
@@ -37,7 +49,7 @@ constexpr int kTold = SIGUSR1;        // blocked in the init from its birth; rea
   ::sigemptyset(&told);
   ::sigaddset(&told, kTold);
   const int signals = ::signalfd(-1, &told, 0);
-  if (signals < 0) ::_exit(1);
+  if (signals < 0 || !unregister_rseq()) ::_exit(1);
   const std::array<pollfd, 2> fds{pollfd{lifeline, POLLIN, 0}, pollfd{signals, POLLIN, 0}};
   std::memcpy(page + kPollOffset, fds.data(), sizeof fds);
   reinterpret_cast<void (*)(std::byte*, uint64_t, uint64_t)>(page)(page, kUserSpaceEnd,

@@ -53,6 +53,7 @@ Result<ShellTask*> Shell::State::task(pid_t inner) {
   if (it == tasks.end() || released)
     return fail(ErrorKind::kBug, released ? "use a released shell" : "find a thread",
                 fmt::format("thread {} of the shell", inner));
+  TRY(settle(*it));
   return &*it;
 }
 
@@ -76,8 +77,8 @@ std::vector<pid_t> Shell::threads() const {
 }
 
 pid_t Shell::outer_tid(pid_t inner) const {
-  for (const ShellTask& task : state_->tasks)
-    if (task.inner == inner) return task.outer;
+  for (ShellTask& task : state_->tasks)
+    if (task.inner == inner) return state_->settle(task).ok() ? task.outer : 0;
   return 0;
 }
 
@@ -107,10 +108,9 @@ Status Shell::create_thread(pid_t tid) {
   s.born = 0;
   TRY(s.run(leader, batch));
   if (s.born == 0) return fail(ErrorKind::kBug, "clone3", s.name(leader), "no PTRACE_EVENT_CLONE was seen");
-  ShellTask made{.inner = tid, .outer = s.born, .parked = true};
-  // Traced from its birth, stopped before its first instruction (PTRACE_EVENT_STOP).
-  TRY(s.wait_stop(made));
-  s.tasks.push_back(made);
+  // Traced from its birth, it stops before its first instruction (PTRACE_EVENT_STOP); on a busy machine it
+  // may take its time to get there, and nobody has to wait for that now.
+  s.tasks.push_back({.inner = tid, .outer = s.born, .parked = true, .newborn = true});
   return {};
 }
 
@@ -137,6 +137,32 @@ Status Shell::end_thread(pid_t tid) {
   return {};
 }
 
+/// An inaccessible mapping of the scratch's size, where neither `layout` nor the shell's present memory is.
+Result<RemoteAddr> Shell::State::reserve_hole(Layout layout, uint64_t margin) {
+  constexpr int kTries = 32;
+  for (int i = 0; i < kTries; ++i) {
+    const std::optional<RemoteAddr> hole = find_hole(layout, ShellScratch::kSize, margin);
+    if (!hole) break;
+    Batch batch;
+    const size_t call = batch.call_may_fail(
+        SYS_mmap,
+        {*hole, ShellScratch::kSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0},
+        "");
+    TRY(run(leader(), batch));
+    if (batch.result(call) == static_cast<int64_t>(hole->value())) return *hole;
+    if (batch.result(call) != -EEXIST)
+      return fail_errno(fmt::format("mmap(scratch at {})", *hole), name(leader()),
+                        static_cast<int>(-batch.result(call)));
+    // The shell has memory there that the layout does not know (yet, or no longer).
+    const Vma taken{.range = {*hole, *hole + ShellScratch::kSize}};
+    layout.insert(std::upper_bound(layout.begin(), layout.end(), taken,
+                                   [](const Vma& a, const Vma& b) { return a.range.start < b.range.start; }),
+                  taken);
+  }
+  return fail(ErrorKind::kUnsupported, "find a hole for the scratch area", name(leader()),
+              "the process leaves no room in its address space");
+}
+
 Status Shell::keep_clear_of(const Layout& layout) {
   State& s = *state_;
   ShellTask& leader = *TRY(s.task(inner_pid()));
@@ -144,21 +170,13 @@ Status Shell::keep_clear_of(const Layout& layout) {
   const AddressRange near = range_of(old.start.value() - kMargin, old.end.value() + kMargin);
   const auto touches = [&](const Vma& vma) { return vma.range.overlaps(near); };
   if (std::none_of(layout.begin(), layout.end(), touches)) return {};
-  const std::optional<RemoteAddr> hole = find_hole(layout, ShellScratch::kSize, kMargin);
-  if (!hole)
-    return fail(ErrorKind::kUnsupported, "find a hole for the scratch area", s.name(leader),
-                "the process leaves no room in its address space");
-  Batch copy;  // a second mapping of the same pages (old size 0), over a reservation that refuses to replace
-               // anything
-  copy.call(SYS_mmap,
-            {*hole, ShellScratch::kSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0},
-            fmt::format("mmap(scratch at {})", *hole));
-  TRY(s.run(leader, copy));
+  const RemoteAddr hole = TRY(s.reserve_hole(layout, kMargin));
+  // A second mapping of the same pages (old size 0), over the reservation.
   Batch place;
-  place.call(SYS_mremap, {old.start, 0, ShellScratch::kSize, MREMAP_MAYMOVE | MREMAP_FIXED, *hole},
-             fmt::format("mremap(scratch to {})", *hole));
+  place.call(SYS_mremap, {old.start, 0, ShellScratch::kSize, MREMAP_MAYMOVE | MREMAP_FIXED, hole},
+             fmt::format("mremap(scratch to {})", hole));
   TRY(s.run(leader, place));
-  s.scratch.moved_to(*hole);
+  s.scratch.moved_to(hole);
   Batch remove;
   remove.call(SYS_munmap, {old.start, old.size()}, "munmap(old scratch)");
   return s.run(leader, remove);

@@ -2,7 +2,8 @@
 // while the original still runs. Every method of Shell must be called on the shell's own thread (ShellThread
 // runs closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
 // (CLONE_FILES), so that a plain open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY:
-// hence that thread never logs and holds no descriptor of its own.
+// hence that thread never logs and holds no descriptor of its own, and makes no thread (after
+// a spawn with namespaces the kernel refuses).
 //
 // If this engine or the thread dies at any instant before release() commits, the kernel kills the shell
 // (PTRACE_O_EXITKILL; before the seize, the end of file of a pipe). After that instant it lives on without
@@ -54,8 +55,7 @@ class Shell : public BatchRunner {
   /// Ends a thread that the source no longer has; its clear_child_tid and robust list are dropped unread.
   Status end_thread(pid_t tid);
   [[nodiscard]] std::vector<pid_t> threads() const;  ///< inner tids, the leader first, then as they were made
-  [[nodiscard]] pid_t outer_tid(
-      pid_t inner) const;  ///< as ptrace and /proc of this engine want it; 0 if unknown
+  [[nodiscard]] pid_t outer_tid(pid_t inner) const;  ///< for ptrace (it is stopped) and /proc; 0 if unknown
 
   /// Runs the batch on the thread with inner id `tid`; blocks until it is through. The calls run with all
   /// signals but SIGTRAP blocked, so pending signals stay pending, and dispositions are left alone. Registers

@@ -24,6 +24,7 @@ Status Shell::State::check_complete(RemoteAddr syscall_insn) {
 
 /// Only what is not yet as it will be.
 Status Shell::State::put_final(ShellTask& task) {
+  TRY(settle(task));
   TRY(park(task));
   if (!task.in_place) TRY(write_general(task.outer, *task.final_registers));
   task.in_place = true;

@@ -109,6 +109,14 @@ Status Shell::State::run(ShellTask& task, Batch& batch) {
   return first_failure(calls, name(task));
 }
 
+/// Whoever uses a thread begins here.
+Status Shell::State::settle(ShellTask& task) {
+  if (!task.newborn) return {};
+  TRY(wait_stop(task));
+  task.newborn = false;
+  return {};
+}
+
 /// From any ptrace stop into PTRACE_EVENT_STOP without a step of the program.
 /// KERNEL: the interrupt is taken within the same delivery of signals as the stop it leaves, and registers
 /// written before or after stay as written; restarting of system calls happens behind it.

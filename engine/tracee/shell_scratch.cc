@@ -93,8 +93,9 @@ RemoteAddr ShellScratch::stack_top() const {
   return place_ + kStackOffset;
 }
 
-void ShellScratch::put_data(const Batch& batch) {
-  const std::vector<std::byte>& data = const_cast<Batch&>(batch).data();
+void ShellScratch::put_data(Batch& batch) {
+  batch.resolve(data_address(0));
+  const std::vector<std::byte>& data = batch.data();
   if (!data.empty()) std::memcpy(view_ + kDataOffset, data.data(), data.size());
 }
 

@@ -39,7 +39,7 @@ class ShellScratch {
   [[nodiscard]] RemoteAddr stack_top() const;
 
   // The engine's side. `count` calls of the batch from `first` on, data first.
-  void put_data(const Batch& batch);
+  void put_data(Batch& batch);
   void put_calls(Batch& batch, size_t first, size_t count);
   void take_results(Batch& batch, size_t first, size_t count) const;
   void take_data(Batch& batch) const;

@@ -20,7 +20,10 @@
 namespace godwit::tracee {
 namespace {
 
-constexpr const char* kOffsetsPath = "/proc/thread-self/timens_offsets";
+/// KERNEL: the file is missing below /proc/PID/task, but /proc/TID exists for every thread.
+std::string offsets_path() {
+  return fmt::format("/proc/{}/timens_offsets", ::gettid());
+}
 
 Error with_remedy(Error error, std::string remedy) {
   error.remedy = std::move(remedy);
@@ -31,11 +34,11 @@ Error with_remedy(Error error, std::string remedy) {
 Result<Nanos> read_offset(std::string_view text, std::string_view clock) {
   const auto rest = field(text, clock);
   const std::vector<std::string_view> words = rest ? split(*rest, ' ') : std::vector<std::string_view>{};
-  if (words.size() != 2) return fail(ErrorKind::kUnsupported, "read the time namespace", kOffsetsPath);
+  if (words.size() != 2) return fail(ErrorKind::kUnsupported, "read the time namespace", offsets_path());
   const bool negative = words[0].front() == '-';
   const auto seconds = parse_number(words[0].substr(negative ? 1 : 0));
   const auto nanos = parse_number(words[1]);
-  if (!seconds || !nanos) return fail(ErrorKind::kUnsupported, "read the time namespace", kOffsetsPath);
+  if (!seconds || !nanos) return fail(ErrorKind::kUnsupported, "read the time namespace", offsets_path());
   const auto signed_seconds = std::chrono::seconds(static_cast<int64_t>(*seconds) * (negative ? -1 : 1));
   return signed_seconds + Nanos(static_cast<int64_t>(*nanos));
 }
@@ -54,10 +57,10 @@ Status enter_time_namespace(const ShellOptions& options) {
   if (::unshare(CLONE_NEWTIME) != 0)
     return with_remedy(fail_errno("unshare(CLONE_NEWTIME)", fmt::format("pid {}", options.pid)),
                        "needs CAP_SYS_ADMIN and CONFIG_TIME_NS");
-  const std::string shown = TRY(read_file(kOffsetsPath));
+  const std::string shown = TRY(read_file(offsets_path()));
   const Nanos monotonic = TRY(read_offset(shown, "monotonic")) + options.monotonic_offset;
   const Nanos boottime = TRY(read_offset(shown, "boottime")) + options.boottime_offset;
-  return write_file(kOffsetsPath, offset_line("monotonic", monotonic) + offset_line("boottime", boottime));
+  return write_file(offsets_path(), offset_line("monotonic", monotonic) + offset_line("boottime", boottime));
 }
 
 Error explain_clone(int err, const ShellOptions& options) {

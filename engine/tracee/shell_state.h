@@ -14,6 +14,7 @@ struct ShellTask {
   /// In PTRACE_EVENT_STOP, where a detach by the kernel (engine dead) lets it run. In the stop of the stub's
   /// SIGTRAP that signal would be delivered instead.
   bool parked = false;
+  bool newborn = false;   ///< its first stop was not yet waited for
   bool in_place = false;  ///< the thread's registers are the final ones, no batch ran since
   std::optional<user_regs_struct> final_registers;
   std::optional<uint64_t> final_mask;
@@ -38,6 +39,8 @@ struct Shell::State {
   Result<ShellTask*> task(pid_t inner);
   [[nodiscard]] std::string name(const ShellTask& task) const;
 
+  Result<RemoteAddr> reserve_hole(Layout layout, uint64_t margin);
+
   // shell_run.cc
   Status run(ShellTask& task, Batch& batch);
   Status begin(ShellTask& task, size_t count);
@@ -46,6 +49,7 @@ struct Shell::State {
   Result<int> wait_stop(ShellTask& task);
   Status resume(const ShellTask& task, int request);
   Status park(ShellTask& task);
+  Status settle(ShellTask& task);
 
   // shell_release.cc
   Status check_complete(RemoteAddr syscall_insn);

@@ -62,26 +62,18 @@ godwit_init_stub_begin:
     syscall
     test word ptr [rbx + 14], 1 // told (signalfd readable)? Otherwise the engine is dead: end, and the namespace too
     jz 2f
+    mov eax, 436                // close_range(0, ~0): nothing of the engine's stays
+    xor edi, edi
+    mov esi, -1
+    xor edx, edx
+    syscall
     mov eax, 434                // pidfd_open(pid, 0)
     mov rdi, r13
     xor esi, esi
     syscall
     test rax, rax
-    js 1f
-    mov r15, rax
-    mov eax, 436                // close_range(0, pidfd - 1) and above: only the pidfd stays
-    xor edi, edi
-    lea rsi, [r15 - 1]
-    xor edx, edx
-    test r15, r15
-    jz 3f
-    syscall
-3:  mov eax, 436
-    lea rdi, [r15 + 1]
-    mov esi, -1
-    xor edx, edx
-    syscall
-    mov [rbx], r15d
+    js 1f                       // it has ended already
+    mov [rbx], eax
     mov word ptr [rbx + 4], 1
     mov eax, 7                  // poll({pidfd}, 1, -1)
     mov rdi, rbx

@@ -1,209 +1,18 @@
-// The shell against the real kernel: pids, threads, registers, release, and that no shell survives its
-// engine. Runs as pid 1 of a pid namespace of its own, so that pids can be chosen freely and orphans come to
-// the test.
-#include "engine/tracee/shell.h"
-
-#include <fcntl.h>
-#include <fmt/format.h>
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <linux/sched.h>
-#include <poll.h>
-#include <sched.h>
-#include <sys/mman.h>
-#include <sys/mount.h>
+// The shell against the real kernel: what it is when bare, batches, threads, registers, signals, release.
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/uio.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
-#include <cstring>
-#include <random>
 
-#include "engine/base/fd.h"
-#include "engine/base/files.h"
-#include "engine/base/pidfd.h"
-#include "engine/base/units.h"
+#include "engine/base/clock.h"
 #include "engine/tracee/shell_scratch.h"
-
-// What the rebuilt processes run: position independent, one page.
-//   report: writes what the registers hold to rdi and ends this thread
-//   after_read: the instruction behind a read(2): reports its result
-asm(R"(
-    .pushsection .rodata
-    .intel_syntax noprefix
-    .global test_code, test_report, test_after_read, test_end
-test_code:
-    syscall
-    ud2
-test_report:                    # rdi fd, rsi a place for 40 bytes
-    mov [rsi], r12
-    mov [rsi + 8], r15
-    movdqu [rsi + 16], xmm0
-    mov [rsi + 32], rbp
-    mov edx, 40
-    mov eax, 1
-    syscall
-    mov edi, 3
-    mov eax, 60
-    syscall
-    ud2
-    syscall                     # the read
-test_after_read:                # r12 fd, r13 a place for 8 bytes
-    mov [r13], rax
-    mov edi, r12d
-    mov rsi, r13
-    mov edx, 8
-    mov eax, 1
-    syscall
-    mov edi, 3
-    mov eax, 231
-    syscall
-    ud2
-test_end:
-    .att_syntax
-    .popsection
-)");
-extern "C" {
-extern const char test_code[];
-extern const char test_report[];
-extern const char test_after_read[];
-extern const char test_end[];
-}
+#include "tests/kernel/shell_fixture.h"
 
 namespace godwit::tracee {
 namespace {
-
-constexpr uint64_t kCodeAt = 0x7e1234560000;
-constexpr uint64_t kDataAt = kCodeAt + kPageSize;
-constexpr pid_t kPid = 4242;
-
-uint64_t address_of(const char* label) {
-  return kCodeAt + static_cast<uint64_t>(label - test_code);
-}
-
-/// A word for EXPECT: empty when all is well.
-std::string text(const Status& status) {
-  return status.ok() ? "" : status.error().message();
-}
-
-struct Report {
-  uint64_t r12 = 0, r15 = 0, xmm[2]{}, rbp = 0;
-};
-
-/// Ends of pipes that the shell gets by number.
-struct Pipe {
-  Pipe() {
-    int ends[2];
-    EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
-    read = Fd(ends[0]);
-    write = Fd(ends[1]);
-  }
-  Fd read, write;
-};
-
-class ShellTest : public testing::Test {
- protected:
-  void SetUp() override { thread_ = ShellThread::start().take(); }
-  void TearDown() override {
-    text(thread_->call([&] {
-      shell_.reset();
-      return Status{};
-    }));
-  }
-
-  Status spawn(ShellOptions options) {
-    return thread_->call([&]() -> Status {
-      shell_ = TRY(Shell::spawn(options));
-      return {};
-    });
-  }
-  Status spawn(pid_t pid) { return spawn(ShellOptions{.pid = pid}); }
-  Status run(Batch& batch) { return run(shell_->inner_pid(), batch); }
-  Status run(pid_t tid, Batch& batch) {
-    return thread_->call([&] { return shell_->run(tid, batch); });
-  }
-
-  Status map_code() {
-    Batch batch;
-    for (const uint64_t at : {kCodeAt, kDataAt})
-      batch.call(SYS_mmap,
-                 {at, kPageSize, PROT_READ | PROT_WRITE | PROT_EXEC,
-                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0},
-                 "mmap(test code)");
-    TRY(run(batch));
-    const iovec local{const_cast<char*>(test_code), static_cast<size_t>(test_end - test_code)};
-    const iovec remote{reinterpret_cast<void*>(kCodeAt), local.iov_len};
-    if (::process_vm_writev(shell_->pid(), &local, 1, &remote, 1, 0) < 0)
-      return fail_errno("process_vm_writev", "test code");
-    return {};
-  }
-
-  /// Our descriptor `ours` becomes number `theirs` of the shell.
-  Status give(const Fd& ours, int theirs) {
-    return thread_->call([&]() -> Status {
-      const PidFd engine = TRY(PidFd::open(::getpid()));
-      const Fd got = TRY(engine.get_fd(ours.get()));
-      if (::dup2(got.get(), theirs) < 0) return fail_errno("dup2", fmt::format("fd {}", theirs));
-      return {};
-    });
-  }
-
-  Status set(pid_t tid, const std::function<void(Registers&)>& change, uint64_t mask = 0) {
-    return thread_->call([&]() -> Status {
-      Registers registers = TRY(read_registers(shell_->outer_tid(tid)));
-      registers.general.orig_rax = ~uint64_t{0};
-      change(registers);
-      TRY(shell_->set_registers(tid, registers));
-      return shell_->set_signal_mask(tid, mask);
-    });
-  }
-  Status set_report(pid_t tid, int fd, uint64_t place, uint64_t value) {
-    return set(tid, [&](Registers& r) {
-      r.general.rip = address_of(test_report);
-      r.general.rdi = static_cast<uint64_t>(fd);
-      r.general.rsi = place;
-      r.general.r12 = value;
-      r.general.r15 = value + 1;
-      r.general.rbp = value + 2;
-      const uint64_t xmm0[2] = {value + 3, value + 4};
-      std::memcpy(r.xstate.data() + 160, xmm0, sizeof xmm0);
-      r.xstate[512] |= std::byte{2};  // XSTATE_BV: SSE state is there
-    });
-  }
-  Status release() {
-    return thread_->call([&] { return shell_->release(RemoteAddr(kCodeAt)); });
-  }
-  /// The wait status of the released process, and of its namespace's init.
-  std::vector<int> ends() {
-    std::vector<int> all;
-    for (const pid_t pid : shell_->children()) {
-      int status = -1;
-      EXPECT_EQ(::waitpid(pid, &status, 0), pid);
-      all.push_back(status);
-    }
-    return all;
-  }
-
-  std::unique_ptr<ShellThread> thread_;
-  std::unique_ptr<Shell> shell_;
-};
-
-Report read_report(const Fd& from) {
-  Report report;
-  EXPECT_EQ(::read(from.get(), &report, sizeof report), static_cast<ssize_t>(sizeof report));
-  return report;
-}
-void expect_report(const Report& got, uint64_t value) {
-  EXPECT_EQ(got.r12, value);
-  EXPECT_EQ(got.r15, value + 1);
-  EXPECT_EQ(got.rbp, value + 2);
-  EXPECT_EQ(got.xmm[0], value + 3);
-  EXPECT_EQ(got.xmm[1], value + 4);
-}
 
 TEST_F(ShellTest, IsBare) {
   ASSERT_EQ(text(spawn(kPid)), "");
@@ -270,7 +79,7 @@ TEST_F(ShellTest, TwoThreadsRunFromTheirRegisters) {
   ASSERT_EQ(text(map_code()), "");
   Pipe pipe;
   ASSERT_EQ(text(give(pipe.write, 5)), "");
-  ASSERT_EQ(text(thread_->call([&] { return shell_->create_thread(kPid + 7); })), "");
+  ASSERT_EQ(text(create_thread(kPid + 7)), "");
   EXPECT_THAT(shell_->threads(), testing::ElementsAre(kPid, kPid + 7));
   ASSERT_EQ(text(set_report(kPid + 7, 5, kDataAt, 1000)), "");
   ASSERT_EQ(text(set_report(kPid, 5, kDataAt + 64, 2000)), "");
@@ -293,19 +102,7 @@ TEST_F(ShellTest, DescriptorsOfTheThreadAreTheProcesssUntilTheRelease) {
   ASSERT_EQ(text(give(reports.write, 5)), "");
   ASSERT_EQ(text(give(hold.read, 9)), "");
   EXPECT_THAT(list_numbers(fmt::format("/proc/{}/fd", kPid)).take(), testing::ElementsAre(5, 9));
-  // It waits in read(9) after the release.
-  ASSERT_EQ(text(set(kPid,
-                     [&](Registers& r) {
-                       r.general.rip = address_of(test_after_read);
-                       r.general.rax = static_cast<uint64_t>(-512);
-                       r.general.orig_rax = SYS_read;
-                       r.general.rdi = 9;
-                       r.general.rsi = kDataAt + 128;
-                       r.general.rdx = 1;
-                       r.general.r12 = 5;
-                       r.general.r13 = kDataAt;
-                     })),
-            "");
+  ASSERT_EQ(text(set_blocked_read(kPid, 9, 5)), "");
   ASSERT_EQ(text(release()), "");
   EXPECT_TRUE(shell_->released());
   ASSERT_EQ(text(thread_->call([&]() -> Status {
@@ -318,44 +115,229 @@ TEST_F(ShellTest, DescriptorsOfTheThreadAreTheProcesssUntilTheRelease) {
             })),
             "");
   hold.read.reset();
-  ASSERT_EQ(::write(hold.write.get(), "x", 1), 1);
-  int64_t result = 0;
-  ASSERT_EQ(::read(reports.read.get(), &result, sizeof result), 8);
-  EXPECT_EQ(result, 1);
+  EXPECT_EQ(finish_read(hold.write, reports.read), 1);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+TEST_F(ShellTest, RestartsAnInterruptedReadInEveryThread) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  Pipe reports;
+  Pipe hold;
+  ASSERT_EQ(text(give(reports.write, 5)), "");
+  ASSERT_EQ(text(give(hold.read, 9)), "");
+  ASSERT_EQ(text(create_thread(kPid + 1)), "");
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt + 256, 1)), "");  // reports and ends, the other blocks
+  ASSERT_EQ(text(set_blocked_read(kPid + 1, 9, 5)), "");
+  ASSERT_EQ(text(release()), "");
+  expect_report(read_report(reports.read), 1);
+  EXPECT_EQ(finish_read(hold.write, reports.read), 1);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+TEST_F(ShellTest, KeepsDispositionsAndPendingSignals) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  Pipe reports;
+  Pipe hold;
+  ASSERT_EQ(text(give(reports.write, 5)), "");
+  ASSERT_EQ(text(give(hold.read, 9)), "");
+  Batch batch;
+  const std::array<uint64_t, 4> ignore{1};  // struct sigaction of the kernel with SIG_IGN
+  const DataRef action = batch.put_value(ignore);
+  batch.call(SYS_rt_sigaction, {SIGTRAP, action, 0, 8}, "sigaction(SIGTRAP)");
+  batch.call(SYS_rt_sigaction, {SIGSEGV, action, 0, 8}, "sigaction(SIGSEGV)");
+  batch.call(SYS_kill, {kPid, SIGUSR1}, "kill(SIGUSR1)");
+  ASSERT_EQ(text(run(batch)), "");
+  Batch more;
+  const size_t pid = more.call(SYS_getpid, {}, "getpid");
+  ASSERT_EQ(text(run(more)), "");
+  EXPECT_EQ(more.result(pid), kPid);
+  const uint64_t only_usr1 = uint64_t{1} << (SIGUSR1 - 1);
+  ASSERT_EQ(text(set_blocked_read(kPid, 9, 5, only_usr1)), "");
+  ASSERT_EQ(text(release()), "");
+  const std::string status = read_file(fmt::format("/proc/{}/status", kPid)).take();
+  EXPECT_EQ(field(status, "TracerPid:"), "0");
+  EXPECT_EQ(field(status, "SigIgn:"), "0000000000000410");
+  EXPECT_EQ(field(status, "ShdPnd:"), "0000000000000200");
+  EXPECT_EQ(field(status, "SigBlk:"), "0000000000000200");
+  EXPECT_EQ(finish_read(hold.write, reports.read), 1);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+TEST_F(ShellTest, DeliversAPendingSignalAtTheRelease) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  ASSERT_EQ(::kill(kPid, SIGUSR1), 0);
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt, 1)), "");
+  ASSERT_EQ(text(release()), "");
+  EXPECT_THAT(ends(), testing::ElementsAre(SIGUSR1));
+}
+
+TEST_F(ShellTest, PassesOverStopsFromOutside) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  Pipe pipe;
+  ASSERT_EQ(text(give(pipe.write, 5)), "");
+  ASSERT_EQ(text(create_thread(kPid + 1)), "");
+  for (const int signal : {SIGSTOP, SIGCONT, SIGTRAP, SIGSTOP}) {
+    ASSERT_EQ(::kill(kPid, signal), 0);
+    for (const pid_t tid : {kPid, kPid + 1}) {
+      Batch batch;
+      const size_t got = batch.call(SYS_gettid, {}, "gettid");
+      ASSERT_EQ(text(run(tid, batch)), "");
+      EXPECT_EQ(batch.result(got), tid);
+    }
+  }
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt, 10)), "");
+  ASSERT_EQ(text(set_report(kPid + 1, 5, kDataAt + 64, 10)), "");
+  ASSERT_EQ(::kill(kPid, SIGCONT), 0);
+  ASSERT_EQ(text(release()), "");
+  expect_report(read_report(pipe.read), 10);
+  expect_report(read_report(pipe.read), 10);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+TEST_F(ShellTest, RunsBatchesBeyondASeccompFilter) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  const sock_filter kill_all{.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = SECCOMP_RET_KILL_PROCESS};
+  const uint64_t program[2] = {1, kDataAt + 16};  // struct sock_fprog
+  std::array<std::byte, 24> image{};
+  std::memcpy(image.data(), program, sizeof program);
+  std::memcpy(image.data() + 16, &kill_all, sizeof kill_all);
+  const iovec local{image.data(), image.size()};
+  const iovec remote{reinterpret_cast<void*>(kDataAt), image.size()};
+  ASSERT_EQ(::process_vm_writev(shell_->pid(), &local, 1, &remote, 1, 0), 24);
+  Batch batch;
+  batch.call(SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0}, "prctl(PR_SET_NO_NEW_PRIVS)");
+  batch.call(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, 0, RemoteAddr(kDataAt)}, "seccomp(SET_MODE_FILTER)");
+  ASSERT_EQ(text(run(batch)), "");
+  Batch more;
+  more.call(SYS_getpid, {}, "getpid");
+  EXPECT_EQ(text(run(more)), "");
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt, 1)), "");
+  ASSERT_EQ(text(release()), "");
+  EXPECT_EQ(ends().front() & 0x7f, SIGSYS);  // and the filter works from then on
+}
+
+TEST_F(ShellTest, EndsThreads) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  for (const pid_t tid : {kPid + 1, kPid + 2, kPid + 3}) ASSERT_EQ(text(create_thread(tid)), "");
+  ASSERT_EQ(text(thread_->call([&] { return shell_->end_thread(kPid + 2); })), "");
+  EXPECT_THAT(shell_->threads(), testing::ElementsAre(kPid, kPid + 1, kPid + 3));
+  EXPECT_THAT(list_numbers(fmt::format("/proc/{}/task", kPid)).take(),
+              testing::ElementsAre(kPid, kPid + 1, kPid + 3));
+  Batch batch;
+  EXPECT_EQ(run(kPid + 2, batch).error().kind, ErrorKind::kBug);
+  EXPECT_EQ(text(create_thread(kPid + 2)), "");  // the number is free again
+  const Status taken = create_thread(kPid + 3);
+  EXPECT_EQ(taken.error().err, EEXIST);
+}
+
+TEST_F(ShellTest, KeepsClearOfTheLayout) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  const AddressRange before = shell_->scratch();
+  Layout layout{Vma{.range = range_of(kCodeAt, kCodeAt + 2 * kPageSize)}};
+  const auto keep_clear = [&] { return thread_->call([&] { return shell_->keep_clear_of(layout); }); };
+  ASSERT_EQ(text(keep_clear()), "");
+  EXPECT_EQ(shell_->scratch(), before);
+
+  // 1 MiB below a stack is too near: it grows.
+  layout.insert(layout.begin(),
+                Vma{.range = range_of(before.end.value() + 1_MiB, before.end.value() + 2_MiB)});
+  // Memory that stands in the hole already, unknown to the layout, must not be overwritten.
+  const RemoteAddr hole = *find_hole(layout, ShellScratch::kSize, 4_MiB);
+  Batch squat;
+  squat.call(
+      SYS_mmap,
+      {hole, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0},
+      "mmap(in the hole)");
+  ASSERT_EQ(text(run(squat)), "");
+  ASSERT_EQ(text(keep_clear()), "");
+  const AddressRange after = shell_->scratch();
+  EXPECT_FALSE(after.overlaps(range_of(before.start.value() - 4_MiB, before.end.value() + 6_MiB)));
+  EXPECT_FALSE(after.overlaps({hole, hole + kPageSize}));
+  const std::string maps = read_file(fmt::format("/proc/{}/maps", kPid)).take();
+  EXPECT_EQ(maps.find(fmt::format("{:x}-", before.start.value())), std::string::npos);
+  EXPECT_NE(maps.find(fmt::format("{}", after)), std::string::npos);
+
+  Pipe pipe;
+  ASSERT_EQ(text(give(pipe.write, 5)), "");
+  ASSERT_EQ(text(create_thread(kPid + 1)), "");
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt, 10)), "");
+  ASSERT_EQ(text(set_report(kPid + 1, 5, kDataAt + 64, 10)), "");
+  ASSERT_EQ(text(release()), "");
+  expect_report(read_report(pipe.read), 10);
+  expect_report(read_report(pipe.read), 10);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+TEST_F(ShellTest, RefusesAnIncompleteRelease) {
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  EXPECT_THAT(text(release()), testing::HasSubstr("registers were not set"));
+  ASSERT_EQ(text(set_report(kPid, 5, kDataAt, 10)), "");
+  const Status nowhere = thread_->call([&] { return shell_->release(RemoteAddr(kCodeAt + 1)); });
+  EXPECT_THAT(text(nowhere), testing::HasSubstr("no `syscall` at"));
+  const Status unmapped = thread_->call([&] { return shell_->release(RemoteAddr(4096)); });
+  EXPECT_FALSE(unmapped.ok());
+  const Status registers = set(kPid, [](Registers& r) { r.general.fs_base = ~uint64_t{0}; });
+  EXPECT_FALSE(registers.ok());  // refused at once, not in the release
+  EXPECT_FALSE(shell_->released());
+}
+
+TEST(ShellThread, SpawnsOnlyOnItsOwnThreadAndOnce) {
+  EXPECT_EQ(Shell::spawn({.pid = kPid}).error().kind, ErrorKind::kBug);
+  Workshop shop;
+  ASSERT_EQ(text(shop.spawn(kPid)), "");
+  const Status again = shop.thread_->call([]() -> Status {
+    TRY(Shell::spawn({.pid = kPid + 1}));
+    return {};
+  });
+  EXPECT_EQ(again.error().kind, ErrorKind::kBug);
+}
+
+TEST_F(ShellTest, Costs) {
+  constexpr int kThreads = 100;
+  constexpr int kRuns = 200;
+  const auto timed = [](const char* what, int count, const std::function<Status()>& work) {
+    const Nanos start = monotonic_now();
+    EXPECT_EQ(text(work()), "");
+    fmt::print("{}: {:.1f} us\n", what,
+               static_cast<double>((monotonic_now() - start).count()) / 1000 / count);
+  };
+  timed("spawn", 1, [&] { return spawn(kPid); });
+  ASSERT_EQ(text(map_code()), "");
+  const auto runs = [&](size_t calls) {
+    return thread_->call([&]() -> Status {
+      for (int i = 0; i < kRuns; ++i) {
+        Batch batch;
+        for (size_t c = 0; c < calls; ++c) batch.call(SYS_getppid, {}, "getppid");
+        TRY(shell_->run(kPid, batch));
+      }
+      return {};
+    });
+  };
+  timed("run, 1 call", kRuns, [&] { return runs(1); });
+  timed("run, 100 calls", kRuns, [&] { return runs(100); });
+  timed("create_thread", kThreads, [&] {
+    return thread_->call([&]() -> Status {
+      for (int i = 1; i <= kThreads; ++i) TRY(shell_->create_thread(kPid + i));
+      return {};
+    });
+  });
+  Pipe pipe;
+  ASSERT_EQ(text(give(pipe.write, 5)), "");
+  timed("set_registers and mask, each", kThreads + 1, [&]() -> Status {
+    for (int i = 0; i <= kThreads; ++i) TRY(set_report(kPid + i, 5, kDataAt, 1));
+    return {};
+  });
+  timed("release of 101 threads", 1, [&] { return release(); });
+  for (int i = 0; i <= kThreads; ++i) expect_report(read_report(pipe.read), 1);
   EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
 }
 
 }  // namespace
 }  // namespace godwit::tracee
-
-namespace {
-
-/// The tests, as pid 1 with a /proc of its own.
-int run_inside(int argc, char** argv) {
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  if (::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
-      ::mount("proc", "/proc", "proc", 0, nullptr) != 0) {
-    fmt::print("skipped: cannot mount /proc: {}\n", strerror(errno));
-    return 77;
-  }
-  testing::InitGoogleMock(&argc, argv);
-  return RUN_ALL_TESTS();
-}
-
-}  // namespace
-
-int main(int argc, char** argv) {
-  if (::unshare(CLONE_NEWPID | CLONE_NEWNS) != 0) {
-    fmt::print("skipped: no pid namespace of its own: {}\n", strerror(errno));
-    return 77;
-  }
-  const pid_t inside = ::fork();
-  if (inside == 0) {
-    const int code = run_inside(argc, argv);
-    std::fflush(nullptr);
-    ::_exit(code);
-  }
-  int status = 0;
-  ::waitpid(inside, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
-}

@@ -1,5 +1,6 @@
-// Mappings made, grown, moved, shrunk, replaced, discarded and thrown away without pause while the process moves, each
-// beside a model of what it must hold. Contents left over from an earlier mapping would show as a wrong page.
+// Mappings made, grown, moved, shrunk, replaced, discarded and thrown away without pause while the process
+// moves, each beside a model of what it must hold. Contents left over from an earlier mapping would show as a
+// wrong page.
 #include "program.h"
 
 #include <pthread.h>
@@ -21,12 +22,14 @@ typedef struct {
 
 static Churner churners[kThreads];
 
-static uint64_t next(Churner* c) { return c->random = mix(c->random + 0x9e3779b97f4a7c15ULL); }
+static uint64_t next(Churner* c) {
+  return c->random = mix(c->random + 0x9e3779b97f4a7c15ULL);
+}
 
 static void complain(Churner* c, const char* what, const Slot* slot, int page) {
   if (!c->wrong[0])
-    snprintf(c->wrong, sizeof c->wrong, "%s: page %d of %d at %p, seed %lx, after %lu operations", what, page, slot->pages,
-             (void*)slot->at, slot->seed[page], c->operations);
+    snprintf(c->wrong, sizeof c->wrong, "%s: page %d of %d at %p, seed %lx, after %lu operations", what, page,
+             slot->pages, (void*)slot->at, slot->seed[page], c->operations);
 }
 
 static void verify_page(Churner* c, const Slot* slot, int page) {
@@ -67,8 +70,10 @@ static void relocate(Churner* c, Slot* slot) {
 }
 
 static void discard(Churner* c, Slot* slot) {
-  int from = (int)(next(c) % (uint64_t)slot->pages), count = 1 + (int)(next(c) % (uint64_t)(slot->pages - from));
-  if (madvise(slot->at + from * kPage, (size_t)count * kPage, MADV_DONTNEED)) complain(c, "madvise", slot, from);
+  int from = (int)(next(c) % (uint64_t)slot->pages),
+      count = 1 + (int)(next(c) % (uint64_t)(slot->pages - from));
+  if (madvise(slot->at + from * kPage, (size_t)count * kPage, MADV_DONTNEED))
+    complain(c, "madvise", slot, from);
   for (int i = from; i < from + count; i++) slot->seed[i] = 0;
 }
 
@@ -82,16 +87,24 @@ static void operate(Churner* c) {
       munmap(slot->at, (size_t)slot->pages * kPage);
       slot->at = NULL;
       return;
-    case 1: return resize(c, slot);
-    case 2: return relocate(c, slot);
-    case 3: return discard(c, slot);
-    case 4: return map_slot(c, slot, slot->at);
+    case 1:
+      return resize(c, slot);
+    case 2:
+      return relocate(c, slot);
+    case 3:
+      return discard(c, slot);
+    case 4:
+      return map_slot(c, slot, slot->at);
     case 5:
       slot->readonly = !slot->readonly;
       mprotect(slot->at, (size_t)slot->pages * kPage, PROT_READ | (slot->readonly ? 0 : PROT_WRITE));
       return;
-    case 6: case 7: case 8: return verify_page(c, slot, page);
-    default: return write_page(c, slot, page);
+    case 6:
+    case 7:
+    case 8:
+      return verify_page(c, slot, page);
+    default:
+      return write_page(c, slot, page);
   }
 }
 
@@ -125,7 +138,8 @@ static const char* check(int round) {
     Churner* c = &churners[i];
     pthread_mutex_lock(&turn[i]);
     for (int s = 0; s < kSlots; s++)
-      for (int page = 0; c->slots[s].at && page < c->slots[s].pages; page++) verify_page(c, &c->slots[s], page);
+      for (int page = 0; c->slots[s].at && page < c->slots[s].pages; page++)
+        verify_page(c, &c->slots[s], page);
     pthread_mutex_unlock(&turn[i]);
     EXPECT(!c->wrong[0], "%s", c->wrong);
   }

@@ -1,4 +1,5 @@
-// File descriptors of every kind that moves: what they are, where they stand, what waits in them, who shares them.
+// File descriptors of every kind that moves: what they are, where they stand, what waits in them, who shares
+// them.
 #include "program.h"
 
 #include <dirent.h>
@@ -14,18 +15,22 @@
 
 static const char* fd_is(int fd, int status_flags, int fd_flags) {
   int have = fcntl(fd, F_GETFL), cloexec = fcntl(fd, F_GETFD);
-  EXPECT(have == status_flags && cloexec == fd_flags, "fd %d: flags %o and %d, want %o and %d", fd, have, cloexec, status_flags, fd_flags);
+  EXPECT(have == status_flags && cloexec == fd_flags, "fd %d: flags %o and %d, want %o and %d", fd, have,
+         cloexec, status_flags, fd_flags);
   return NULL;
 }
-#define TRY_CHECK(what)                  \
-  do {                                   \
-    const char* reason_ = (what);        \
-    if (reason_) return reason_;         \
+#define TRY_CHECK(what)           \
+  do {                            \
+    const char* reason_ = (what); \
+    if (reason_) return reason_;  \
   } while (0)
 
-static int flags_of(int fd) { return fcntl(fd, F_GETFL); }
+static int flags_of(int fd) {
+  return fcntl(fd, F_GETFL);
+}
 
-// ---- regular files: offset, append, sharing one description by dup, not sharing by a second open, high numbers
+// ---- regular files: offset, append, sharing one description by dup, not sharing by a second open, high
+// numbers
 static int plain, shared, alone, appending, high, files_flags[5];
 static void files_prepare(void) {
   plain = open(program_path("plain"), O_RDWR | O_CREAT | O_TRUNC, 0640);
@@ -35,7 +40,8 @@ static void files_prepare(void) {
   shared = fcntl(plain, F_DUPFD_CLOEXEC, 200);
   alone = open(program_path("plain"), O_RDONLY | O_NOATIME);
   MUST(shared >= 200 && alone >= 0 && lseek(alone, 800, SEEK_SET) == 800);
-  appending = open(program_path("appended"), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+  appending =
+      open(program_path("appended"), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
   MUST(appending >= 0 && write(appending, "start.", 6) == 6);
   struct rlimit limit;
   getrlimit(RLIMIT_NOFILE, &limit);
@@ -53,7 +59,8 @@ static const char* files_check(int round) {
   EXPECT(lseek(plain, 0, SEEK_CUR) == 400, "offset %ld", (long)lseek(plain, 0, SEEK_CUR));
   lseek(plain, 404, SEEK_SET);
   EXPECT(lseek(shared, 0, SEEK_CUR) == 404, "the duplicate is no longer the same file description");
-  EXPECT(lseek(alone, 0, SEEK_CUR) == 800 && lseek(high, 0, SEEK_CUR) == 800, "offset %ld", (long)lseek(alone, 0, SEEK_CUR));
+  EXPECT(lseek(alone, 0, SEEK_CUR) == 800 && lseek(high, 0, SEEK_CUR) == 800, "offset %ld",
+         (long)lseek(alone, 0, SEEK_CUR));
   lseek(high, 808, SEEK_SET);
   EXPECT(lseek(alone, 0, SEEK_CUR) == 808, "1000 and its origin are no longer one");
   lseek(plain, 400, SEEK_SET);
@@ -65,7 +72,8 @@ static const char* files_check(int round) {
   fstat(appending, &found);
   EXPECT(found.st_size == 6 + round, "appended file has %ld bytes", (long)found.st_size);
   struct stat by_name, by_fd;
-  EXPECT(!stat(program_path("plain"), &by_name) && !fstat(plain, &by_fd) && by_name.st_ino == by_fd.st_ino, "another file");
+  EXPECT(!stat(program_path("plain"), &by_name) && !fstat(plain, &by_fd) && by_name.st_ino == by_fd.st_ino,
+         "another file");
   return NULL;
 }
 
@@ -77,7 +85,8 @@ static int read_names(int fd, char names[][64], int most) {
   char buffer[160];  // a few names a call
   int count = 0;
   for (long got; count < most && (got = syscall(SYS_getdents64, fd, buffer, sizeof buffer)) > 0;)
-    for (char* at = buffer; at < buffer + got && count < most; at += *(unsigned short*)(at + 16)) snprintf(names[count++], 64, "%s", at + 19);
+    for (char* at = buffer; at < buffer + got && count < most; at += *(unsigned short*)(at + 16))
+      snprintf(names[count++], 64, "%s", at + 19);
   return count;
 }
 static long directory_at;
@@ -130,10 +139,12 @@ static void pipes_fill(void) {
   char text[5000];
   fill(text, sizeof text, 43);
   MUST(write(pipe_fds[1], text, sizeof text) == sizeof text);
-  MUST(write(packet_fds[1], text, 100) == 100 && write(packet_fds[1], text, 7) == 7 && write(packet_fds[1], text, 200) == 200);
+  MUST(write(packet_fds[1], text, 100) == 100 && write(packet_fds[1], text, 7) == 7 &&
+       write(packet_fds[1], text, 200) == 200);
 }
 static void pipes_prepare(void) {
-  MUST(!pipe2(pipe_fds, O_NONBLOCK) && !pipe2(packet_fds, O_DIRECT | O_CLOEXEC) && !pipe2(full_fds, O_NONBLOCK));
+  MUST(!pipe2(pipe_fds, O_NONBLOCK) && !pipe2(packet_fds, O_DIRECT | O_CLOEXEC) &&
+       !pipe2(full_fds, O_NONBLOCK));
   MUST(!fcntl(pipe_fds[1], F_SETFL, O_WRONLY));  // only the reader does not block
   pipe_size = fcntl(pipe_fds[0], F_SETPIPE_SZ, 32768);
   MUST(pipe_size == 32768);
@@ -148,8 +159,8 @@ static void pipes_prepare(void) {
 }
 static const char* pipes_check(int round) {
   char text[5000];
-  EXPECT((flags_of(pipe_fds[0]) & O_NONBLOCK) && !(flags_of(pipe_fds[1]) & O_NONBLOCK), "O_NONBLOCK: %o %o", flags_of(pipe_fds[0]),
-         flags_of(pipe_fds[1]));
+  EXPECT((flags_of(pipe_fds[0]) & O_NONBLOCK) && !(flags_of(pipe_fds[1]) & O_NONBLOCK), "O_NONBLOCK: %o %o",
+         flags_of(pipe_fds[0]), flags_of(pipe_fds[1]));
   EXPECT(fcntl(pipe_fds[1], F_GETPIPE_SZ) == pipe_size, "size %d", fcntl(pipe_fds[1], F_GETPIPE_SZ));
   ssize_t got = read(pipe_fds[0], text, sizeof text);
   EXPECT(got == sizeof text && differs(text, sizeof text, 43) < 0, "%zd bytes", got);
@@ -201,7 +212,8 @@ static const char* eventfds_check(int round) {
 static int ticking, far, absolute, idle_timer;
 static int64_t far_end;
 static void timerfd_arm(int fd, int flags, int64_t first_ns, int64_t interval_ns) {
-  struct itimerspec spec = {{interval_ns / 1000000000, interval_ns % 1000000000}, {first_ns / 1000000000, first_ns % 1000000000}};
+  struct itimerspec spec = {{interval_ns / 1000000000, interval_ns % 1000000000},
+                            {first_ns / 1000000000, first_ns % 1000000000}};
   MUST(!timerfd_settime(fd, flags, &spec, NULL));
 }
 static void timerfds_prepare(void) {
@@ -225,8 +237,10 @@ static const char* timerfds_check(int round) {
   struct pollfd ready = {ticking, POLLIN, 0};
   EXPECT(poll(&ready, 1, 10000) == 1, "it no longer ticks");
   timerfd_gettime(far, &spec);
-  int64_t left = (int64_t)spec.it_value.tv_sec * 1000000000 + spec.it_value.tv_nsec, wanted = far_end - now_ns(CLOCK_BOOTTIME);
-  EXPECT(left - wanted < 20000000000 && wanted - left < 20000000000, "%ld ns left, want %ld", (long)left, (long)wanted);
+  int64_t left = (int64_t)spec.it_value.tv_sec * 1000000000 + spec.it_value.tv_nsec,
+          wanted = far_end - now_ns(CLOCK_BOOTTIME);
+  EXPECT(left - wanted < 20000000000 && wanted - left < 20000000000, "%ld ns left, want %ld", (long)left,
+         (long)wanted);
   EXPECT(spec.it_interval.tv_sec == 5, "interval %ld", spec.it_interval.tv_sec);
   if (round == 1) EXPECT(read(absolute, &ticks, 8) == 8 && ticks == 1, "the absolute one: %lu", ticks);
   EXPECT(read(absolute, &ticks, 8) == -1 && errno == EAGAIN, "the absolute one fires again");
@@ -250,17 +264,20 @@ static void signalfd_prepare(void) {
 static const char* signalfd_check(int round) {
   (void)round;
   struct signalfd_siginfo info;
-  EXPECT(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == (uint32_t)SIGRTMIN + 3 && info.ssi_int == 99, "signal %u value %d",
-         info.ssi_signo, info.ssi_int);
+  EXPECT(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == (uint32_t)SIGRTMIN + 3 &&
+             info.ssi_int == 99,
+         "signal %u value %d", info.ssi_signo, info.ssi_int);
   kill(getpid(), SIGUSR1);
-  EXPECT(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1, "signal %u", info.ssi_signo);
+  EXPECT(read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1, "signal %u",
+         info.ssi_signo);
   EXPECT(read(signals, &info, sizeof info) == -1 && errno == EAGAIN, "a signal too many");
   union sigval value = {.sival_int = 99};
   MUST(!sigqueue(getpid(), SIGRTMIN + 3, value));
   return NULL;
 }
 
-// ---- epoll: data words, level, edge, one shot, one inside another, a registered fd whose number is closed elsewhere
+// ---- epoll: data words, level, edge, one shot, one inside another, a registered fd whose number is closed
+// elsewhere
 static int poll_set, outer_set, level_fd, edge_fd, once_fd;
 static void epoll_add(int set, int fd, uint32_t events, uint64_t data) {
   struct epoll_event event = {.events = events, .data.u64 = data};
@@ -297,13 +314,15 @@ static const char* epolls_check(int round) {
   uint64_t one = 1;
   MUST(write(edge_fd, &one, 8) == 8);
   seen = epolls_seen(poll_set, &count);
-  EXPECT(count == 2 && seen == (0x1111222233334444 ^ 0xaaaabbbbccccdddd), "after an edge: %d events, %lx", count, seen);
+  EXPECT(count == 2 && seen == (0x1111222233334444 ^ 0xaaaabbbbccccdddd), "after an edge: %d events, %lx",
+         count, seen);
   seen = epolls_seen(poll_set, &count);
   EXPECT(count == 1, "the edge shows twice");
   struct epoll_event event = {.events = EPOLLIN | EPOLLONESHOT, .data.u64 = 0x5555666677778888};
   EXPECT(!epoll_ctl(poll_set, EPOLL_CTL_MOD, once_fd, &event), "rearming: %s", strerror(errno));
   seen = epolls_seen(poll_set, &count);
-  EXPECT(count == 2 && seen == (0x1111222233334444 ^ 0x5555666677778888), "one shot again: %d events, %lx", count, seen);
+  EXPECT(count == 2 && seen == (0x1111222233334444 ^ 0x5555666677778888), "one shot again: %d events, %lx",
+         count, seen);
   MUST(read(edge_fd, &one, 8) == 8);
   return NULL;
 }
@@ -370,7 +389,9 @@ static void numbers(char* out, size_t size) {
   }
   closedir(list);
 }
-static void numbers_prepare(void) { numbers(numbers_want, sizeof numbers_want); }
+static void numbers_prepare(void) {
+  numbers(numbers_want, sizeof numbers_want);
+}
 static const char* numbers_check(int round) {
   (void)round;
   char have[1024];

@@ -14,7 +14,9 @@ static char* map(size_t bytes, int prot, int flags, int fd, off_t offset) {
   return at;
 }
 
-static char* anonymous(size_t bytes) { return map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0); }
+static char* anonymous(size_t bytes) {
+  return map(bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
 
 static int new_file(const char* name, size_t bytes, uint64_t seed) {
   int fd = open(program_path(name), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -47,8 +49,10 @@ static const size_t kSparse = 1UL << 30;
 static void sparse_prepare(void) {
   sparse = map(kSparse, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   for (size_t page = 0; page < kSparse / kPage; page += 1000) fill(sparse + page * kPage, kPage, page);
-  for (size_t page = 500; page < kSparse / kPage; page += 10000) MUST(((volatile char*)sparse)[page * kPage] == 0);
-  for (size_t page = 0; page < kSparse / kPage; page += 7000) madvise(sparse + page * kPage, kPage, MADV_DONTNEED);
+  for (size_t page = 500; page < kSparse / kPage; page += 10000)
+    MUST(((volatile char*)sparse)[page * kPage] == 0);
+  for (size_t page = 0; page < kSparse / kPage; page += 7000)
+    madvise(sparse + page * kPage, kPage, MADV_DONTNEED);
 }
 static const char* sparse_check(int round) {
   (void)round;
@@ -62,7 +66,8 @@ static const char* sparse_check(int round) {
 
 // ---- protections: content behind PROT_NONE and read-only pages, holes between
 static char* patchwork;
-static const int kProts[] = {PROT_READ | PROT_WRITE, PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE | PROT_EXEC, PROT_READ | PROT_EXEC};
+static const int kProts[] = {PROT_READ | PROT_WRITE, PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE | PROT_EXEC,
+                             PROT_READ | PROT_EXEC};
 static void protections_prepare(void) {
   patchwork = anonymous(60 * kPage);
   fill(patchwork, 60 * kPage, 5);
@@ -79,8 +84,10 @@ static int prot_of(const char* at) {
   char perms[5], line[512];
   int found = -1;
   while (found < 0 && fgets(line, sizeof line, maps))
-    if (sscanf(line, "%lx-%lx %4s", &start, &end, perms) == 3 && start <= (uintptr_t)at && (uintptr_t)at < end)
-      found = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) | (perms[2] == 'x' ? PROT_EXEC : 0);
+    if (sscanf(line, "%lx-%lx %4s", &start, &end, perms) == 3 && start <= (uintptr_t)at &&
+        (uintptr_t)at < end)
+      found = (perms[0] == 'r' ? PROT_READ : 0) | (perms[1] == 'w' ? PROT_WRITE : 0) |
+              (perms[2] == 'x' ? PROT_EXEC : 0);
   fclose(maps);
   return found;
 }
@@ -140,7 +147,8 @@ static const char* shared_file_check(int round) {
   shared_file_seed = 100 + (uint64_t)round;
   fill(shared_file, kMiB, shared_file_seed);
   char* text = malloc(kMiB);
-  bool same = pread(shared_file_fd, text, kMiB, 0) == (ssize_t)kMiB && differs(text, kMiB, shared_file_seed) < 0;
+  bool same =
+      pread(shared_file_fd, text, kMiB, 0) == (ssize_t)kMiB && differs(text, kMiB, shared_file_seed) < 0;
   free(text);
   EXPECT(same, "a store does not show in the file");
   return NULL;
@@ -184,7 +192,8 @@ static const char* memfd_check(int round) {
   EXPECT(!fstat(memfd, &found) && found.st_size == 4 * (off_t)kMiB, "size %ld", (long)found.st_size);
   EXPECT(differs(memfd_shared, kMiB, 13) < 0, "the shared mapping differs");
   EXPECT(differs(memfd_private, kMiB / 2, 14) < 0, "the private mapping lost its changes");
-  EXPECT(!memcmp(memfd_private + kMiB / 2, memfd_shared + kMiB / 2, kMiB / 2), "the untouched half shows something else");
+  EXPECT(!memcmp(memfd_private + kMiB / 2, memfd_shared + kMiB / 2, kMiB / 2),
+         "the untouched half shows something else");
   char* hidden = malloc(kMiB);
   bool same = pread(memfd, hidden, kMiB, 2 * (off_t)kMiB) == (ssize_t)kMiB && differs(hidden, kMiB, 15) < 0;
   bool hole = pread(memfd, hidden, kMiB, 3 * (off_t)kMiB) == (ssize_t)kMiB && all_zero(hidden, kMiB) < 0;
@@ -264,8 +273,15 @@ static void vm_flags(const char* at, char* out, size_t size) {
   fclose(smaps);
 }
 static void flags_prepare(void) {
-  static const int advice[kFlagged] = {MADV_DONTFORK, MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_SEQUENTIAL,
-                                       MADV_RANDOM, MADV_WIPEONFORK, -1, -1};
+  static const int advice[kFlagged] = {MADV_DONTFORK,
+                                       MADV_DONTDUMP,
+                                       MADV_HUGEPAGE,
+                                       MADV_NOHUGEPAGE,
+                                       MADV_SEQUENTIAL,
+                                       MADV_RANDOM,
+                                       MADV_WIPEONFORK,
+                                       -1,
+                                       -1};
   for (int i = 0; i < kFlagged; i++) {
     int more = i == 8 ? MAP_NORESERVE : 0;
     char* room = map(4 * kMiB + 8 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | more, -1, 0);
@@ -359,26 +375,31 @@ static void layout(Layout* out) {
     snprintf(one->name, sizeof one->name, "%.*s", (int)strcspn(text + used, "\n"), text + used);
     Line* last = one - 1;
     bool file = one->name[0] == '/';
-    if (out->count && last->end == one->start && !strcmp(last->perms, one->perms) && !strcmp(last->name, one->name) &&
-        (!file || last->offset + (last->end - last->start) == one->offset))
+    if (out->count && last->end == one->start && !strcmp(last->perms, one->perms) &&
+        !strcmp(last->name, one->name) && (!file || last->offset + (last->end - last->start) == one->offset))
       last->end = one->end;
     else
       out->count++;
   }
   fclose(maps);
 }
-static void layout_prepare(void) { layout(&layout_before); layout(&layout_before); }
+static void layout_prepare(void) {
+  layout(&layout_before);
+  layout(&layout_before);
+}
 static const char* layout_check(int round) {
   (void)round;
   layout(&layout_after);
   for (int i = 0; i < layout_before.count && i < layout_after.count; i++) {
     const Line *a = &layout_before.line[i], *b = &layout_after.line[i];
     bool grown = !strcmp(a->name, "[stack]") && a->end == b->end && b->start <= a->start;
-    EXPECT((grown || a->start == b->start) && a->end == b->end && !strcmp(a->perms, b->perms) && !strcmp(a->name, b->name) &&
-               (a->name[0] != '/' || a->offset == b->offset),
-           "was %lx-%lx %s %s, is %lx-%lx %s %s", a->start, a->end, a->perms, a->name, b->start, b->end, b->perms, b->name);
+    EXPECT((grown || a->start == b->start) && a->end == b->end && !strcmp(a->perms, b->perms) &&
+               !strcmp(a->name, b->name) && (a->name[0] != '/' || a->offset == b->offset),
+           "was %lx-%lx %s %s, is %lx-%lx %s %s", a->start, a->end, a->perms, a->name, b->start, b->end,
+           b->perms, b->name);
   }
-  EXPECT(layout_before.count == layout_after.count, "%d mappings, then %d", layout_before.count, layout_after.count);
+  EXPECT(layout_before.count == layout_after.count, "%d mappings, then %d", layout_before.count,
+         layout_after.count);
   return NULL;
 }
 

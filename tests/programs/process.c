@@ -1,4 +1,5 @@
-// What a process is beside memory and threads: where it stands, what it may, what the kernel says of it in /proc.
+// What a process is beside memory and threads: where it stands, what it may, what the kernel says of it in
+// /proc.
 #include "program.h"
 
 #include <grp.h>
@@ -31,7 +32,8 @@ static const char* cwd_check(int round) {
 // ---- limits
 static struct rlimit limits_want[RLIM_NLIMITS];
 static void limits_prepare(void) {
-  static const int lowered[] = {RLIMIT_CORE, RLIMIT_FSIZE, RLIMIT_STACK, RLIMIT_NOFILE, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING};
+  static const int lowered[] = {RLIMIT_CORE,   RLIMIT_FSIZE,    RLIMIT_STACK,
+                                RLIMIT_NOFILE, RLIMIT_MSGQUEUE, RLIMIT_SIGPENDING};
   for (int i = 0; i < RLIM_NLIMITS; i++) MUST(!getrlimit((__rlimit_resource_t)i, &limits_want[i]));
   for (size_t i = 0; i < sizeof lowered / sizeof *lowered; i++) {
     struct rlimit* limit = &limits_want[lowered[i]];
@@ -46,8 +48,8 @@ static const char* limits_check(int round) {
   for (int i = 0; i < RLIM_NLIMITS; i++) {
     struct rlimit have;
     getrlimit((__rlimit_resource_t)i, &have);
-    EXPECT(have.rlim_cur == limits_want[i].rlim_cur && have.rlim_max == limits_want[i].rlim_max, "limit %d: %lu %lu", i, have.rlim_cur,
-           have.rlim_max);
+    EXPECT(have.rlim_cur == limits_want[i].rlim_cur && have.rlim_max == limits_want[i].rlim_max,
+           "limit %d: %lu %lu", i, have.rlim_cur, have.rlim_max);
   }
   return NULL;
 }
@@ -55,16 +57,19 @@ static const char* limits_check(int round) {
 // ---- who it is, by the kernel's own words: ids, groups, capabilities, no_new_privs, seccomp
 static char status_want[2048];
 static void status(char* out, size_t size) {
-  static const char* const kept[] = {"Name:",   "Umask:",  "Tgid:",   "Uid:",    "Gid:",    "Groups:",     "NStgid:", "NSpgid:",   "NSsid:", "SigBlk:",
-                                     "SigIgn:", "SigCgt:", "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:",     "NoNewPrivs:", "Seccomp:",
-                                     "Threads:", "CoreDumping:", "THP_enabled:", "Cpus_allowed:"};
+  static const char* const kept[] = {
+      "Name:",    "Umask:",   "Tgid:",        "Uid:",         "Gid:",         "Groups:",
+      "NStgid:",  "NSpgid:",  "NSsid:",       "SigBlk:",      "SigIgn:",      "SigCgt:",
+      "CapInh:",  "CapPrm:",  "CapEff:",      "CapBnd:",      "CapAmb:",      "NoNewPrivs:",
+      "Seccomp:", "Threads:", "CoreDumping:", "THP_enabled:", "Cpus_allowed:"};
   FILE* file = fopen("/proc/self/status", "re");
   char line[1024];
   size_t used = 0;
   out[0] = 0;
   while (file && fgets(line, sizeof line, file))
     for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
-      if (!strncmp(line, kept[i], strlen(kept[i])) && used < size - 256) used += (size_t)snprintf(out + used, size - used, "%.200s", line);
+      if (!strncmp(line, kept[i], strlen(kept[i])) && used < size - 256)
+        used += (size_t)snprintf(out + used, size - used, "%.200s", line);
   if (file) fclose(file);
 }
 static const char* status_check(int round) {
@@ -80,12 +85,15 @@ static const char* status_check(int round) {
   }
   return NULL;
 }
-static void status_prepare(void) { status(status_want, sizeof status_want); }
+static void status_prepare(void) {
+  status(status_want, sizeof status_want);
+}
 
 static void capset_now(uint64_t effective, uint64_t permitted, uint64_t inheritable) {
   struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
-  struct __user_cap_data_struct data[2] = {{(uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable},
-                                           {(uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32)}};
+  struct __user_cap_data_struct data[2] = {
+      {(uint32_t)effective, (uint32_t)permitted, (uint32_t)inheritable},
+      {(uint32_t)(effective >> 32), (uint32_t)(permitted >> 32), (uint32_t)(inheritable >> 32)}};
   MUST(!syscall(SYS_capset, &header, data));
 }
 
@@ -93,7 +101,8 @@ static void capset_now(uint64_t effective, uint64_t permitted, uint64_t inherita
 static void capabilities_prepare(void) {
   MUST(!prctl(PR_CAPBSET_DROP, CAP_SYS_TIME) && !prctl(PR_CAPBSET_DROP, CAP_WAKE_ALARM));
   MUST(!prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS));
-  uint64_t kept = (1ULL << CAP_NET_ADMIN) | (1ULL << CAP_CHOWN) | (1ULL << CAP_DAC_OVERRIDE) | (1ULL << CAP_KILL);
+  uint64_t kept =
+      (1ULL << CAP_NET_ADMIN) | (1ULL << CAP_CHOWN) | (1ULL << CAP_DAC_OVERRIDE) | (1ULL << CAP_KILL);
   capset_now((1ULL << CAP_CHOWN) | (1ULL << CAP_DAC_OVERRIDE), kept, 1ULL << CAP_NET_ADMIN);
   MUST(!prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_NET_ADMIN, 0, 0));
   status_prepare();
@@ -153,21 +162,25 @@ static const char* prctl_check(int round) {
   EXPECT(prctl(PR_GET_KEEPCAPS) == 1, "keepcaps %d", prctl(PR_GET_KEEPCAPS));
   EXPECT(prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1, "THP disable %d", prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0));
   EXPECT(personality(0xffffffff) == ADDR_NO_RANDOMIZE, "personality %x", personality(0xffffffff));
-  EXPECT(atoi(slurp("/proc/self/oom_score_adj")) == 321, "oom_score_adj %s", slurp("/proc/self/oom_score_adj"));
+  EXPECT(atoi(slurp("/proc/self/oom_score_adj")) == 321, "oom_score_adj %s",
+         slurp("/proc/self/oom_score_adj"));
   EXPECT(getpriority(PRIO_PROCESS, 0) == 3, "nice %d", getpriority(PRIO_PROCESS, 0));
   EXPECT(syscall(SYS_ioprio_get, 1, 0) == ((2 << 13) | 6), "ioprio %lx", syscall(SYS_ioprio_get, 1, 0));
   return NULL;
 }
 
 // A process that is not dumpable stays so.
-static void undumpable_prepare(void) { MUST(!prctl(PR_SET_DUMPABLE, 0)); }
+static void undumpable_prepare(void) {
+  MUST(!prctl(PR_SET_DUMPABLE, 0));
+}
 static const char* undumpable_check(int round) {
   (void)round;
   EXPECT(prctl(PR_GET_DUMPABLE) == 0, "dumpable %d", prctl(PR_GET_DUMPABLE));
   return NULL;
 }
 
-// ---- what /proc says: command line, environment, auxiliary vector, executable, the marks of the address space
+// ---- what /proc says: command line, environment, auxiliary vector, executable, the marks of the address
+// space
 typedef struct {
   char cmdline[4096], environ[8192], auxv[1024], exe[4096];
   int pid, sid, pgid;
@@ -191,9 +204,12 @@ static void proc_read(Proc* out) {
   out->pgid = getpgid(0);
   const char* rest = strrchr(slurp("/proc/self/stat"), ')');
   rest += 4;  // after the state letter: field 4 and on
-  for (out->stats = 4; *rest && out->stats < 60; out->stats++) out->stat[out->stats] = strtoul(rest, (char**)&rest, 10);
+  for (out->stats = 4; *rest && out->stats < 60; out->stats++)
+    out->stat[out->stats] = strtoul(rest, (char**)&rest, 10);
 }
-static void proc_prepare(void) { proc_read(&proc_want); }
+static void proc_prepare(void) {
+  proc_read(&proc_want);
+}
 static const char* proc_check(int round) {
   (void)round;
   static Proc have;
@@ -202,12 +218,14 @@ static const char* proc_check(int round) {
   EXPECT(!memcmp(have.environ, proc_want.environ, sizeof have.environ), "%s", have.environ);
   EXPECT(!memcmp(have.auxv, proc_want.auxv, sizeof have.auxv), "auxv differs");
   EXPECT(!strcmp(have.exe, proc_want.exe), "%s", have.exe);
-  EXPECT(have.pid == proc_want.pid && have.sid == proc_want.sid && have.pgid == proc_want.pgid, "pid %d session %d group %d, was %d %d %d",
-         have.pid, have.sid, have.pgid, proc_want.pid, proc_want.sid, proc_want.pgid);
+  EXPECT(have.pid == proc_want.pid && have.sid == proc_want.sid && have.pgid == proc_want.pgid,
+         "pid %d session %d group %d, was %d %d %d", have.pid, have.sid, have.pgid, proc_want.pid,
+         proc_want.sid, proc_want.pgid);
   // proc(5): 26 startcode, 27 endcode, 28 startstack, 45 start_data ... 51 env_end
   static const int marks[] = {26, 27, 28, 45, 46, 47, 48, 49, 50, 51};
   for (size_t i = 0; i < sizeof marks / sizeof *marks; i++)
-    EXPECT(have.stat[marks[i]] == proc_want.stat[marks[i]], "field %d: %lx, was %lx", marks[i], have.stat[marks[i]], proc_want.stat[marks[i]]);
+    EXPECT(have.stat[marks[i]] == proc_want.stat[marks[i]], "field %d: %lx, was %lx", marks[i],
+           have.stat[marks[i]], proc_want.stat[marks[i]]);
   char vdso[256] = "";
   snprintf(vdso, sizeof vdso, "%lx-", getauxval(AT_SYSINFO_EHDR));
   EXPECT(strstr(slurp("/proc/self/maps"), vdso), "no mapping at AT_SYSINFO_EHDR %s", vdso);

@@ -1,19 +1,21 @@
-// What every test program shares: prepare a kind of state, say ready, be moved, look whether all is still there.
+// What every test program shares: prepare a kind of state, say ready, be moved, look whether all is still
+// there.
 //
-// A program gets a directory and, after it, the names of the cases to run (none: all of them). It prepares each case and
-// writes DIR/ready; whenever DIR/check.N appears (N = 1, 2, ...) it checks every case and writes DIR/result.N: PASS, or
-// one line `FAIL: case: reason` for each that failed. DIR/quit ends it. Files, because a pipe to a process that stays
-// behind cannot move. A check leaves its case prepared for the next move.
+// A program gets a directory and, after it, the names of the cases to run (none: all of them). It prepares
+// each case and writes DIR/ready; whenever DIR/check.N appears (N = 1, 2, ...) it checks every case and
+// writes DIR/result.N: PASS, or one line `FAIL: case: reason` for each that failed. DIR/quit ends it. Files,
+// because a pipe to a process that stays behind cannot move. A check leaves its case prepared for the next
+// move.
 #pragma once
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -41,7 +43,8 @@ __attribute__((format(printf, 1, 2), unused)) static const char* fail(const char
 }
 
 /// The same, behind what was expected.
-__attribute__((format(printf, 2, 3), unused)) static const char* unlike(const char* what, const char* format, ...) {
+__attribute__((format(printf, 2, 3), unused)) static const char* unlike(const char* what, const char* format,
+                                                                        ...) {
   char detail[400];
   va_list args;
   va_start(args, format);
@@ -63,27 +66,28 @@ static void program_write(const char* name, const char* text) {
   snprintf(temporary, sizeof temporary, "%s/.%s.tmp", program_dir, name);
   snprintf(final, sizeof final, "%s/%s", program_dir, name);
   int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) || close(fd) || rename(temporary, final)) {
+  if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) || close(fd) ||
+      rename(temporary, final)) {
     fprintf(stderr, "cannot write %s: %s\n", final, strerror(errno));
     exit(3);
   }
 }
 
 /// Preparation that fails is a fault of the test or of the machine, not of the move.
-#define MUST(what)                                                                                          \
-  do {                                                                                                      \
-    if (!(what)) {                                                                                          \
-      const char* text_ = fail("ERROR %s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno));        \
-      program_write("ready", text_);                                                                        \
-      fputs(text_, stderr);                                                                                 \
-      exit(3);                                                                                              \
-    }                                                                                                       \
+#define MUST(what)                                                                                   \
+  do {                                                                                               \
+    if (!(what)) {                                                                                   \
+      const char* text_ = fail("ERROR %s:%d: %s: %s\n", __FILE__, __LINE__, #what, strerror(errno)); \
+      program_write("ready", text_);                                                                 \
+      fputs(text_, stderr);                                                                          \
+      exit(3);                                                                                       \
+    }                                                                                                \
   } while (0)
 
 /// In a check: return the reason unless `what` holds.
-#define EXPECT(what, ...)                              \
-  do {                                                 \
-    if (!(what)) return unlike(#what, __VA_ARGS__);    \
+#define EXPECT(what, ...)                           \
+  do {                                              \
+    if (!(what)) return unlike(#what, __VA_ARGS__); \
   } while (0)
 
 __attribute__((unused)) static uint64_t mix(uint64_t x) {
@@ -169,10 +173,12 @@ static bool program_file(const char* name) {
 }
 
 /// The whole life of a program. `ready_after_ms`: how long to run before saying ready.
-__attribute__((unused)) static int program_main_after(int argc, char** argv, const Case* cases, int ready_after_ms) {
+__attribute__((unused)) static int program_main_after(int argc, char** argv, const Case* cases,
+                                                      int ready_after_ms) {
   if (argc < 2) {
     fprintf(stderr, "usage: %s DIR [CASE...]\ncases:", argv[0]);
-    for (const Case* one = cases; one->name; one++) fprintf(stderr, " %s%s", one->name, one->alone ? "!" : "");
+    for (const Case* one = cases; one->name; one++)
+      fprintf(stderr, " %s%s", one->name, one->alone ? "!" : "");
     fprintf(stderr, "\n");
     return 2;
   }

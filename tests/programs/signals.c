@@ -1,4 +1,5 @@
-// Signals and timers: dispositions, what is pending and with which values, interval timers, POSIX timers by their ids.
+// Signals and timers: dispositions, what is pending and with which values, interval timers, POSIX timers by
+// their ids.
 #include "program.h"
 
 #include <pthread.h>
@@ -26,7 +27,8 @@ static void read_action(int number, KernelAction* out) {
   syscall(SYS_rt_sigaction, number, NULL, out, 8);
 }
 static void handlers_prepare(void) {
-  static const int flags[] = {SA_SIGINFO, SA_SIGINFO | SA_RESTART, SA_SIGINFO | SA_NODEFER, SA_SIGINFO | SA_ONSTACK};
+  static const int flags[] = {SA_SIGINFO, SA_SIGINFO | SA_RESTART, SA_SIGINFO | SA_NODEFER,
+                              SA_SIGINFO | SA_ONSTACK};
   for (int i = 0; i < 8; i++) {
     struct sigaction action = {.sa_sigaction = on_signal, .sa_flags = flags[i % 4]};
     sigaddset(&action.sa_mask, SIGRTMIN + 20 + i);
@@ -44,14 +46,15 @@ static const char* handlers_check(int round) {
     if (i == 32 || i == 33) continue;  // the C library takes these when threads come
     KernelAction after;
     read_action(i, &after);
-    EXPECT(!memcmp(&after, &actions_before[i], sizeof after), "signal %d: handler %p flags %lx mask %lx", i, after.handler,
-           after.flags, after.mask);
+    EXPECT(!memcmp(&after, &actions_before[i], sizeof after), "signal %d: handler %p flags %lx mask %lx", i,
+           after.handler, after.flags, after.mask);
   }
   for (int i = 0; i < 8; i++) {
     union sigval value = {.sival_int = round * 100 + i};
     caught_number = 0;
     sigqueue(getpid(), SIGRTMIN + 20 + i, value);
-    EXPECT(caught_number == SIGRTMIN + 20 + i && caught_value == round * 100 + i, "signal %d: %d %d", i, caught_number, caught_value);
+    EXPECT(caught_number == SIGRTMIN + 20 + i && caught_value == round * 100 + i, "signal %d: %d %d", i,
+           caught_number, caught_value);
   }
   raise(SIGHUP);
   return NULL;
@@ -87,14 +90,16 @@ static const char* pending_check(int round) {
       memset(&info, 0, sizeof info);
       int got = sigtimedwait(&one, &info, &none);
       EXPECT(got == number, "signal %d, the %dth: got %d", number, i, got);
-      EXPECT(info.si_value.sival_int == (round - 1) * 10 + i, "signal %d: value %d", number, info.si_value.sival_int);
-      EXPECT(info.si_code == SI_QUEUE && info.si_pid == getpid() && info.si_uid == getuid(), "signal %d: code %d from %d", number,
-             info.si_code, info.si_pid);
+      EXPECT(info.si_value.sival_int == (round - 1) * 10 + i, "signal %d: value %d", number,
+             info.si_value.sival_int);
+      EXPECT(info.si_code == SI_QUEUE && info.si_pid == getpid() && info.si_uid == getuid(),
+             "signal %d: code %d from %d", number, info.si_code, info.si_pid);
     }
   sigset_t left;
   sigpending(&left);
   EXPECT(sigismember(&left, SIGUSR2), "SIGUSR2 is lost");
-  EXPECT(sigtimedwait(&pending_set, &info, &none) == SIGUSR2 && info.si_code == SI_USER, "SIGUSR2 with code %d", info.si_code);
+  EXPECT(sigtimedwait(&pending_set, &info, &none) == SIGUSR2 && info.si_code == SI_USER,
+         "SIGUSR2 with code %d", info.si_code);
   EXPECT(sigtimedwait(&pending_set, &info, &none) == -1, "a signal too many");
   pending_queue(round);
   return NULL;
@@ -104,7 +109,8 @@ static const char* pending_check(int round) {
 static int64_t itimer_set_at;
 static void itimers_prepare(void) {
   struct itimerval real = {{500, 0}, {1000, 0}}, virtual = {{700, 0}, {800, 0}}, prof = {{0, 0}, {900, 0}};
-  MUST(!setitimer(ITIMER_REAL, &real, NULL) && !setitimer(ITIMER_VIRTUAL, &virtual, NULL) && !setitimer(ITIMER_PROF, &prof, NULL));
+  MUST(!setitimer(ITIMER_REAL, &real, NULL) && !setitimer(ITIMER_VIRTUAL, &virtual, NULL) &&
+       !setitimer(ITIMER_PROF, &prof, NULL));
   itimer_set_at = now_ns(CLOCK_MONOTONIC);
 }
 static const char* itimers_check(int round) {
@@ -120,9 +126,10 @@ static const char* itimers_check(int round) {
   EXPECT(gone <= after + 10000000, "%ld ns gone of the timer in %ld ns", (long)gone, (long)after);
   EXPECT(gone >= elapsed / 2 - 5000000000, "%ld ns gone of the timer in %ld ns", (long)gone, (long)elapsed);
   EXPECT(real.it_interval.tv_sec == 500, "interval %ld", real.it_interval.tv_sec);
-  EXPECT(virtual.it_interval.tv_sec == 700 && virtual.it_value.tv_sec > 700 && virtual.it_value.tv_sec <= 800, "virtual %ld",
-         virtual.it_value.tv_sec);
-  EXPECT(prof.it_interval.tv_sec == 0 && prof.it_value.tv_sec > 800 && prof.it_value.tv_sec <= 900, "prof %ld", prof.it_value.tv_sec);
+  EXPECT(virtual.it_interval.tv_sec == 700 && virtual.it_value.tv_sec > 700 && virtual.it_value.tv_sec <= 800,
+         "virtual %ld", virtual.it_value.tv_sec);
+  EXPECT(prof.it_interval.tv_sec == 0 && prof.it_value.tv_sec > 800 && prof.it_value.tv_sec <= 900,
+         "prof %ld", prof.it_value.tv_sec);
   return NULL;
 }
 
@@ -135,7 +142,8 @@ static int kernel_timer_create(clockid_t clock, struct sigevent* event) {
   return id;
 }
 static void timer_arm(int id, int flags, int64_t first_ns, int64_t interval_ns) {
-  struct itimerspec spec = {{interval_ns / 1000000000, interval_ns % 1000000000}, {first_ns / 1000000000, first_ns % 1000000000}};
+  struct itimerspec spec = {{interval_ns / 1000000000, interval_ns % 1000000000},
+                            {first_ns / 1000000000, first_ns % 1000000000}};
   MUST(!syscall(SYS_timer_settime, id, flags, &spec, NULL));
 }
 static void timers_prepare(void) {
@@ -145,18 +153,20 @@ static void timers_prepare(void) {
   pthread_sigmask(SIG_BLOCK, &set, NULL);
   for (int i = 0; i < kTimers; i++) {
     int gap = kernel_timer_create(CLOCK_MONOTONIC, NULL);
-    struct sigevent event = {.sigev_notify = i == 1 ? SIGEV_NONE : SIGEV_SIGNAL, .sigev_signo = SIGRTMIN + 12 + i};
+    struct sigevent event = {.sigev_notify = i == 1 ? SIGEV_NONE : SIGEV_SIGNAL,
+                             .sigev_signo = SIGRTMIN + 12 + i};
     event.sigev_value.sival_int = 5000 + i;
     if (i == 2) {
       event.sigev_notify = SIGEV_THREAD_ID;
       event._sigev_un._tid = (int)syscall(SYS_gettid);
     }
-    static const clockid_t clocks[kTimers] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_REALTIME, CLOCK_BOOTTIME, CLOCK_MONOTONIC};
+    static const clockid_t clocks[kTimers] = {CLOCK_MONOTONIC, CLOCK_MONOTONIC, CLOCK_REALTIME,
+                                              CLOCK_BOOTTIME, CLOCK_MONOTONIC};
     timer_ids[i] = kernel_timer_create(clocks[i], &event);
     MUST(!syscall(SYS_timer_delete, gap));
   }
-  timer_arm(timer_ids[0], 0, 1000000, 1000000);             // overruns pile up behind the blocked signal
-  timer_arm(timer_ids[1], 0, 500000000000, 100000000000);   // far away, only to be read
+  timer_arm(timer_ids[0], 0, 1000000, 1000000);            // overruns pile up behind the blocked signal
+  timer_arm(timer_ids[1], 0, 500000000000, 100000000000);  // far away, only to be read
   timer_arm(timer_ids[2], 0, 20000000, 20000000);
   timer_arm(timer_ids[3], TIMER_ABSTIME, now_ns(CLOCK_BOOTTIME) + 10000000, 0);
   pause_ms(40);
@@ -177,14 +187,17 @@ static const char* timer_fires(int i, int wait_s, int* overrun) {
 static const char* timers_check(int round) {
   struct itimerspec spec;
   int overrun;
-  for (int i = 0; i < kTimers; i++) EXPECT(!syscall(SYS_timer_gettime, timer_ids[i], &spec), "timer id %d: %s", timer_ids[i], strerror(errno));
+  for (int i = 0; i < kTimers; i++)
+    EXPECT(!syscall(SYS_timer_gettime, timer_ids[i], &spec), "timer id %d: %s", timer_ids[i],
+           strerror(errno));
   const char* reason = timer_fires(0, 10, &overrun);
   if (reason) return reason;
   EXPECT(overrun >= 1, "overrun %d of a 1 ms timer blocked for 40 ms", overrun);
   syscall(SYS_timer_gettime, timer_ids[0], &spec);
   EXPECT(spec.it_interval.tv_nsec == 1000000, "interval %ld", spec.it_interval.tv_nsec);
   syscall(SYS_timer_gettime, timer_ids[1], &spec);
-  EXPECT(spec.it_value.tv_sec > 200 && spec.it_value.tv_sec <= 500 && spec.it_interval.tv_sec == 100, "far timer: %ld", spec.it_value.tv_sec);
+  EXPECT(spec.it_value.tv_sec > 200 && spec.it_value.tv_sec <= 500 && spec.it_interval.tv_sec == 100,
+         "far timer: %ld", spec.it_value.tv_sec);
   if ((reason = timer_fires(2, 10, &overrun)) || (reason = timer_fires(3, 10, &overrun))) return reason;
   syscall(SYS_timer_gettime, timer_ids[4], &spec);
   EXPECT(!spec.it_value.tv_sec && !spec.it_value.tv_nsec, "the timer that was never armed runs");

@@ -1,4 +1,5 @@
-// Sockets: pairs with queued messages, listeners that still accept, datagrams that wait, options, TCP within the process.
+// Sockets: pairs with queued messages, listeners that still accept, datagrams that wait, options, TCP within
+// the process.
 #include "program.h"
 
 #include <arpa/inet.h>
@@ -14,7 +15,9 @@ static int option(int fd, int level, int name) {
   getsockopt(fd, level, name, &value, &size);
   return value;
 }
-static void set_option(int fd, int level, int name, int value) { MUST(!setsockopt(fd, level, name, &value, sizeof value)); }
+static void set_option(int fd, int level, int name, int value) {
+  MUST(!setsockopt(fd, level, name, &value, sizeof value));
+}
 
 // ---- pairs of each type, queued both ways; messages keep their bounds
 static int pairs[3][2];
@@ -41,19 +44,22 @@ static const char* pairs_receive(int type, int side) {
   char text[3101], wanted[3000];
   size_t at = 0;
   for (size_t i = 0; i < 3; i++) {
-    ssize_t got = recv(pairs[type][1 - side], text + at, type == 0 ? kLengths[i] : sizeof text - at, MSG_DONTWAIT);
+    ssize_t got =
+        recv(pairs[type][1 - side], text + at, type == 0 ? kLengths[i] : sizeof text - at, MSG_DONTWAIT);
     EXPECT(got == (ssize_t)kLengths[i], "type %d side %d message %zu: %zd bytes", type, side, i, got);
     fill(wanted, sizeof wanted, 50 + (uint64_t)side * 10 + i);
     EXPECT(!memcmp(text + at, wanted, kLengths[i]), "type %d side %d message %zu", type, side, i);
   }
-  EXPECT(recv(pairs[type][1 - side], text, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN, "type %d: bytes too many", type);
+  EXPECT(recv(pairs[type][1 - side], text, 1, MSG_DONTWAIT) == -1 && errno == EAGAIN,
+         "type %d: bytes too many", type);
   return NULL;
 }
 static const char* pairs_check(int round) {
   (void)round;
   for (int i = 0; i < 3; i++) {
     EXPECT(option(pairs[i][0], SOL_SOCKET, SO_TYPE) == kTypes[i], "type %d", i);
-    EXPECT(option(pairs[i][0], SOL_SOCKET, SO_SNDBUF) == pairs_buffer[i], "SO_SNDBUF %d", option(pairs[i][0], SOL_SOCKET, SO_SNDBUF));
+    EXPECT(option(pairs[i][0], SOL_SOCKET, SO_SNDBUF) == pairs_buffer[i], "SO_SNDBUF %d",
+           option(pairs[i][0], SOL_SOCKET, SO_SNDBUF));
     EXPECT(!(fcntl(pairs[i][0], F_GETFL) & O_NONBLOCK) == (i != 1), "O_NONBLOCK");
     for (int side = 0; side < 2; side++) {
       const char* reason = pairs_receive(i, side);
@@ -72,7 +78,8 @@ static void unix_listen_prepare(void) {
   const char* path = program_path("socket");
   MUST(strlen(path) < sizeof named_at.sun_path);
   memcpy(named_at.sun_path, path, strlen(path));
-  int length = snprintf(abstract_at.sun_path + 1, sizeof abstract_at.sun_path - 1, "godwit-test-%d", getpid());
+  int length =
+      snprintf(abstract_at.sun_path + 1, sizeof abstract_at.sun_path - 1, "godwit-test-%d", getpid());
   abstract_size = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)length);
   named = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   abstract = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
@@ -87,8 +94,9 @@ static const char* accepts(int listener, int type, const struct sockaddr* at, so
   int served = accept(listener, NULL, NULL);
   EXPECT(served >= 0, "accept: %s", strerror(errno));
   char word[4];
-  bool talks = send(client, "ping", 4, 0) == 4 && recv(served, word, 4, MSG_WAITALL) == 4 && !memcmp(word, "ping", 4) &&
-               send(served, "pong", 4, 0) == 4 && recv(client, word, 4, MSG_WAITALL) == 4 && !memcmp(word, "pong", 4);
+  bool talks = send(client, "ping", 4, 0) == 4 && recv(served, word, 4, MSG_WAITALL) == 4 &&
+               !memcmp(word, "ping", 4) && send(served, "pong", 4, 0) == 4 &&
+               recv(client, word, 4, MSG_WAITALL) == 4 && !memcmp(word, "pong", 4);
   close(client);
   close(served);
   EXPECT(talks, "they do not talk");
@@ -103,7 +111,10 @@ static const char* unix_listen_check(int round) {
 // ---- UDP: bound, connected, options, datagrams that wait with their senders
 static int receiver, sender, wide;
 static struct sockaddr_in receiver_at, sender_at;
-static const int kUdp[][3] = {{SOL_SOCKET, SO_REUSEADDR, 1}, {SOL_SOCKET, SO_BROADCAST, 1}, {IPPROTO_IP, IP_TTL, 33}, {IPPROTO_IP, IP_TOS, 16}};
+static const int kUdp[][3] = {{SOL_SOCKET, SO_REUSEADDR, 1},
+                              {SOL_SOCKET, SO_BROADCAST, 1},
+                              {IPPROTO_IP, IP_TTL, 33},
+                              {IPPROTO_IP, IP_TOS, 16}};
 static void udp_send(int round) {
   char text[600];
   for (int i = 0; i < 4; i++) {
@@ -120,9 +131,11 @@ static void udp_prepare(void) {
   for (int i = 0; i < 4; i++) set_option(receiver, kUdp[i][0], kUdp[i][1], kUdp[i][2]);
   set_option(wide, IPPROTO_IPV6, IPV6_V6ONLY, 1);
   struct sockaddr_in6 any = {.sin6_family = AF_INET6};
-  MUST(!bind(receiver, (struct sockaddr*)&loopback, sizeof loopback) && !bind(wide, (struct sockaddr*)&any, sizeof any));
+  MUST(!bind(receiver, (struct sockaddr*)&loopback, sizeof loopback) &&
+       !bind(wide, (struct sockaddr*)&any, sizeof any));
   MUST(!getsockname(receiver, (struct sockaddr*)&receiver_at, &size));
-  MUST(!connect(sender, (struct sockaddr*)&receiver_at, size) && !getsockname(sender, (struct sockaddr*)&sender_at, &size));
+  MUST(!connect(sender, (struct sockaddr*)&receiver_at, size) &&
+       !getsockname(sender, (struct sockaddr*)&sender_at, &size));
   udp_send(0);
 }
 static const char* udp_check(int round) {
@@ -133,14 +146,18 @@ static const char* udp_check(int round) {
     ssize_t got = recvfrom(receiver, text, sizeof text, 0, (struct sockaddr*)&from, &size);
     EXPECT(got == i * 150 + 8, "datagram %d: %zd bytes", i, got);
     EXPECT(differs(text, (size_t)got, 70 + (uint64_t)(round - 1) * 4 + (uint64_t)i) < 0, "datagram %d", i);
-    EXPECT(from.sin_port == sender_at.sin_port && from.sin_addr.s_addr == sender_at.sin_addr.s_addr, "datagram %d: from port %d", i, ntohs(from.sin_port));
+    EXPECT(from.sin_port == sender_at.sin_port && from.sin_addr.s_addr == sender_at.sin_addr.s_addr,
+           "datagram %d: from port %d", i, ntohs(from.sin_port));
   }
   EXPECT(recv(receiver, text, sizeof text, 0) == -1 && errno == EAGAIN, "a datagram too many");
-  for (int i = 0; i < 4; i++) EXPECT(option(receiver, kUdp[i][0], kUdp[i][1]) == kUdp[i][2], "option %d: %d", i, option(receiver, kUdp[i][0], kUdp[i][1]));
+  for (int i = 0; i < 4; i++)
+    EXPECT(option(receiver, kUdp[i][0], kUdp[i][1]) == kUdp[i][2], "option %d: %d", i,
+           option(receiver, kUdp[i][0], kUdp[i][1]));
   EXPECT(option(wide, IPPROTO_IPV6, IPV6_V6ONLY) == 1, "IPV6_V6ONLY");
   struct sockaddr_in have;
   socklen_t size = sizeof have;
-  EXPECT(!getpeername(sender, (struct sockaddr*)&have, &size) && have.sin_port == receiver_at.sin_port, "no longer connected");
+  EXPECT(!getpeername(sender, (struct sockaddr*)&have, &size) && have.sin_port == receiver_at.sin_port,
+         "no longer connected");
   udp_send(round);
   return NULL;
 }
@@ -160,12 +177,15 @@ static void tcp_listen_prepare(void) {
   set_option(tcp_listener, SOL_SOCKET, SO_KEEPALIVE, 1);
   MUST(!bind(tcp_listener, (struct sockaddr*)&any, sizeof any) && !listen(tcp_listener, 16));
   MUST(!bind(tcp6_listener, (struct sockaddr*)&any6, sizeof any6) && !listen(tcp6_listener, 4));
-  MUST(!getsockname(tcp_listener, (struct sockaddr*)&tcp_at, &size) && !getsockname(tcp6_listener, (struct sockaddr*)&tcp6_at, &size6));
+  MUST(!getsockname(tcp_listener, (struct sockaddr*)&tcp_at, &size) &&
+       !getsockname(tcp6_listener, (struct sockaddr*)&tcp6_at, &size6));
 }
 static const char* tcp_listen_check(int round) {
   (void)round;
   EXPECT(option(tcp_listener, SOL_SOCKET, SO_ACCEPTCONN) == 1, "does not listen");
-  EXPECT(option(tcp_listener, IPPROTO_TCP, TCP_NODELAY) == 1 && option(tcp_listener, SOL_SOCKET, SO_KEEPALIVE) == 1, "options");
+  EXPECT(option(tcp_listener, IPPROTO_TCP, TCP_NODELAY) == 1 &&
+             option(tcp_listener, SOL_SOCKET, SO_KEEPALIVE) == 1,
+         "options");
   const char* reason = accepts(tcp_listener, SOCK_STREAM, (struct sockaddr*)&tcp_at, sizeof tcp_at);
   return reason ? reason : accepts(tcp6_listener, SOCK_STREAM, (struct sockaddr*)&tcp6_at, sizeof tcp6_at);
 }
@@ -176,7 +196,8 @@ static void tcp_connect(int ends[2]) {
   struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   socklen_t size = sizeof at;
   int listener = socket(AF_INET, SOCK_STREAM, 0);
-  MUST(!bind(listener, (struct sockaddr*)&at, sizeof at) && !listen(listener, 1) && !getsockname(listener, (struct sockaddr*)&at, &size));
+  MUST(!bind(listener, (struct sockaddr*)&at, sizeof at) && !listen(listener, 1) &&
+       !getsockname(listener, (struct sockaddr*)&at, &size));
   ends[0] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   MUST(!connect(ends[0], (struct sockaddr*)&at, size) && (ends[1] = accept(listener, NULL, NULL)) >= 0);
   close(listener);
@@ -204,7 +225,9 @@ static const char* tcp_check(int round) {
     EXPECT(got == 50000 && at < 0, "side %d: %zd bytes, differs at %ld", side, got, at);
   }
   free(text);
-  EXPECT(option(tcp_ends[0], IPPROTO_TCP, TCP_NODELAY) == 1 && option(tcp_ends[0], IPPROTO_TCP, TCP_KEEPIDLE) == 77, "options");
+  EXPECT(option(tcp_ends[0], IPPROTO_TCP, TCP_NODELAY) == 1 &&
+             option(tcp_ends[0], IPPROTO_TCP, TCP_KEEPIDLE) == 77,
+         "options");
   tcp_send(round);
   return NULL;
 }
@@ -214,9 +237,12 @@ static void tcp_half_prepare(void) {
 }
 static const char* tcp_half_check(int round) {
   char text[16];
-  if (round == 1) EXPECT(recv(half_ends[1], text, 8, MSG_WAITALL) == 8 && !memcmp(text, "farewell", 8), "what was sent before the end");
+  if (round == 1)
+    EXPECT(recv(half_ends[1], text, 8, MSG_WAITALL) == 8 && !memcmp(text, "farewell", 8),
+           "what was sent before the end");
   EXPECT(recv(half_ends[1], text, 1, 0) == 0, "no end of stream");
-  EXPECT(send(half_ends[1], "still", 5, 0) == 5 && recv(half_ends[0], text, 5, MSG_WAITALL) == 5, "the other way is shut too");
+  EXPECT(send(half_ends[1], "still", 5, 0) == 5 && recv(half_ends[0], text, 5, MSG_WAITALL) == 5,
+         "the other way is shut too");
   return NULL;
 }
 

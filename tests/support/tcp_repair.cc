@@ -16,6 +16,7 @@ constexpr int kRepairOffNoProbe = -1;  // TCP_REPAIR_OFF_NO_WP
 // <netinet/tcp.h> has these, but cannot stand beside <linux/tcp.h>, whose tcp_info is the newer one.
 constexpr uint8_t kEstablished = 1;
 constexpr uint32_t kOptionMaxSegment = 2, kOptionWindow = 3, kOptionSack = 4, kOptionTimestamp = 8;
+constexpr uint32_t kTimestampLead = 200;  // milliseconds; see lead_timestamp()
 constexpr size_t kRestorePiece = 64 * 1024;
 
 Error socket_error(const char* operation, int socket) {
@@ -142,6 +143,16 @@ Status establish(int socket, const TcpSnapshot& snapshot) {
   return set(socket, IPPROTO_TCP, TCP_MAXSEG, 0, "TCP_MAXSEG");  // no limit of the user's own
 }
 
+/// KERNEL: a pure acknowledgement of a paced connection (BBR, say) carries the time at which the next data
+/// may leave, some milliseconds ahead of the clock, and reading the clock rounds down. A rebuilt socket that
+/// went on from there would step back behind what the peer has seen, and the peer drops that as old (PAWS)
+/// until its own clock catches up: a silence of a second. A leap forward does no harm. The lowest bit says
+/// that the unit is a microsecond.
+uint32_t lead_timestamp(uint32_t timestamp) {
+  const bool microseconds = (timestamp & 1) != 0;
+  return timestamp + kTimestampLead * (microseconds ? 1000 : 1);
+}
+
 Status restore_options(int socket, const TcpSnapshot& snapshot) {
   std::vector<tcp_repair_opt> options{{kOptionMaxSegment, snapshot.mss_clamp}};
   if ((snapshot.options & TCPI_OPT_WSCALE) != 0) {
@@ -153,7 +164,7 @@ Status restore_options(int socket, const TcpSnapshot& snapshot) {
   if (::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.data(), size) != 0) {
     return socket_error("TCP_REPAIR_OPTIONS", socket);
   }
-  TRY(set(socket, IPPROTO_TCP, TCP_TIMESTAMP, snapshot.timestamp, "TCP_TIMESTAMP"));
+  TRY(set(socket, IPPROTO_TCP, TCP_TIMESTAMP, lead_timestamp(snapshot.timestamp), "TCP_TIMESTAMP"));
   return set(socket, IPPROTO_TCP, TCP_NODELAY, snapshot.no_delay, "TCP_NODELAY");
 }
 
