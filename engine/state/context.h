@@ -71,7 +71,7 @@ struct BuildContext {
   bool addresses_arrive_later = false;  ///< bind to addresses that this host gets only at the resume
   std::map<uint64_t, SharedObject> objects;
   /// The lowest number from which descriptors may be parked while the process' own numbers are not placed
-  /// yet.
+  /// yet. What stands below it when the descriptors room finishes, and is not the process's, is closed.
   int parking_base = 0;
   /// Kept from prepare() to finish() by the descriptors room, all parked: open file descriptions by key, and
   /// both ends of pipes and socket pairs, of which those descriptions are made.

@@ -176,6 +176,21 @@ Status place_one(BuildContext& ctx, const wire::Description& description) {
   return {};
 }
 
+/// Closes all numbers below parking_base that the table does not have: what a failed attempt left behind.
+Status close_others(const BuildContext& ctx, const wire::DescriptorTable& table) {
+  std::set<unsigned> numbers;
+  for (const auto& description : table.descriptions())
+    for (const auto& number : description.numbers()) numbers.insert(number.number());
+  numbers.insert(static_cast<unsigned>(ctx.parking_base));
+  unsigned first = 0;
+  for (const unsigned number : numbers) {
+    if (first < number && ::close_range(first, number - 1, 0) != 0)
+      return fail_errno("close_range", fmt::format("fds {} to {}", first, number - 1));
+    first = number + 1;
+  }
+  return {};
+}
+
 int final_number(const wire::Description& description) {
   return static_cast<int>(description.numbers(0).number());
 }
@@ -237,6 +252,7 @@ Status finish_descriptors(BuildContext& ctx, std::string_view message) {
   for (const auto& one : table.descriptions()) TRY(make_one(ctx, one));
   // ORDER: from here all numbers below parking_base belong to the process alone.
   for (const auto& one : table.descriptions()) TRY(place_one(ctx, one));
+  TRY(close_others(ctx, table));
   for (const auto& one : table.descriptions())
     TRY(room_of(one).finish(ctx, final_number(one), one.payload()));
   // ORDER: filling a queue may change the flags of its other end.

@@ -131,11 +131,31 @@ DescriptorRoom regular_file_room() {
   return {kRoom, claims, check, capture, prepare, finish, nullptr, identity};
 }
 
+namespace {
+
+/// Of every regular file with a room here: by what the process may do with it, by any of its descriptions.
+void sort_paths(const std::vector<OpenFile>& files, std::set<std::string>& read,
+                std::set<std::string>& written) {
+  for (const OpenFile& file : files) {
+    if (!claims(file) || !S_ISREG(file.status.st_mode)) continue;
+    const bool writes = (file.flags & O_PATH) == 0 && (file.flags & O_ACCMODE) != O_RDONLY;
+    (writes ? written : read).insert(file.link);
+  }
+  for (const std::string& path : written) read.erase(path);
+}
+
+}  // namespace
+
 std::vector<std::string> collect_paths(const std::vector<OpenFile>& files) {
-  std::set<std::string> paths;
-  for (const OpenFile& file : files)
-    if (claims(file) && S_ISREG(file.status.st_mode)) paths.insert(file.link);
-  return {paths.begin(), paths.end()};
+  std::set<std::string> read, written;
+  sort_paths(files, read, written);
+  return {read.begin(), read.end()};
+}
+
+std::vector<std::string> collect_written_paths(const std::vector<OpenFile>& files) {
+  std::set<std::string> read, written;
+  sort_paths(files, read, written);
+  return {written.begin(), written.end()};
 }
 
 }  // namespace godwit::state

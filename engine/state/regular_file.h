@@ -9,8 +9,11 @@
 
 namespace godwit::state {
 
-/// Paths of the regular files among `files`, each once, sorted: the inventory compares them with the
-/// destination's.
+/// Paths of the regular files among `files` that the process only reads, each once, sorted: the inventory
+/// compares their contents with the destination's. A file that it may write changes under way: finish()
+/// compares its size.
 std::vector<std::string> collect_paths(const std::vector<OpenFile>& files);
+/// Paths of the others: they must be there and be regular files.
+std::vector<std::string> collect_written_paths(const std::vector<OpenFile>& files);
 
 }  // namespace godwit::state

@@ -10,6 +10,7 @@
 namespace godwit::state {
 
 /// Datagrams, or pieces of a stream, in order. The queue stays as it is. Uses SO_PEEK_OFF, which is put back.
+/// KERNEL: an empty datagram that was looked at once is skipped by later looks; receiving still gives it.
 /// Errors: Retry when descriptors are under way in it (SCM_RIGHTS), or a datagram whose sender has a name.
 Result<std::vector<std::string>> peek_unix_queue(int fd, int type, const std::string& subject);
 

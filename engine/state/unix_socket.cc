@@ -8,8 +8,10 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/un.h>
 
 #include <algorithm>
+#include <cstddef>
 
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
@@ -45,16 +47,30 @@ struct Peer {
   std::string name;  ///< of a kNamed one
 };
 
-Result<Peer> look_at_peer(const UnixDiag& diag, const OpenFile& file, const UnixSocketInfo& info,
+/// The name that a datagram socket is connected to; empty: the peer has none.
+std::string peer_name(int fd) {
+  sockaddr_un name{};
+  socklen_t length = sizeof name;
+  constexpr socklen_t kHead = offsetof(sockaddr_un, sun_path);
+  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0 || length <= kHead) return {};
+  std::string out(name.sun_path, std::min<size_t>(length - kHead, sizeof name.sun_path));
+  if (out.size() > 1 && is_path(out) && out.back() == '\0') out.pop_back();
+  return out;
+}
+
+/// `fd`: a duplicate. A peer outside is not asked for: it may be in another network namespace.
+Result<Peer> look_at_peer(const UnixDiag& diag, int fd, const OpenFile& file, const UnixSocketInfo& info,
                           const std::vector<OpenFile>& files) {
   if (!info.peer) return Peer{};
   if (*info.peer == 0) return Peer{Link::kPair, false, ""};
   const bool inside = is_inside(files, *info.peer);
-  const UnixSocketInfo other = TRY(diag.query(*info.peer));
-  const bool mutual = other.peer && *other.peer == file.status.st_ino;
-  if (inside && mutual) return Peer{Link::kPair, true, ""};
-  if (is_datagram(file) && other.name) return Peer{Link::kNamed, inside, *other.name};
-  return Peer{Link::kOutside, inside, ""};
+  if (inside) {
+    const UnixSocketInfo other = TRY(diag.query(*info.peer));
+    if (other.peer && *other.peer == file.status.st_ino) return Peer{Link::kPair, true, ""};
+  }
+  if (!is_datagram(file)) return Peer{Link::kOutside, inside, ""};
+  std::string name = peer_name(fd);
+  return name.empty() ? Peer{Link::kOutside, inside, ""} : Peer{Link::kNamed, inside, std::move(name)};
 }
 
 // ---- check
@@ -77,9 +93,10 @@ Finding outside_finding(const CheckContext& ctx, const OpenFile& file, uint64_t 
 
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
   const UnixDiag diag = TRY(UnixDiag::open(ctx.process));
+  const auto copy = ctx.process.pidfd().get_fd(file.number());
   const auto info = diag.query(file.status.st_ino);
-  if (!info.ok()) return {};  // closed meanwhile
-  const auto peer = look_at_peer(diag, file, info.value(), ctx.files);
+  if (!copy.ok() || !info.ok()) return {};  // closed meanwhile
+  const auto peer = look_at_peer(diag, copy.value().get(), file, info.value(), ctx.files);
   if (!peer.ok()) return {};
   const Link link = peer.value().link;
   if (link == Link::kOutside) findings.push_back(outside_finding(ctx, file, *info.value().peer));
@@ -149,8 +166,8 @@ Status capture_queue(const Fd& copy, const OpenFile& file, const UnixSocketInfo&
 Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   const UnixDiag diag = TRY(UnixDiag::open(ctx.process));
   const UnixSocketInfo info = TRY(diag.query(file.status.st_ino));
-  const Peer peer = TRY(look_at_peer(diag, file, info, ctx.files));
   const Fd copy = TRY(duplicate(ctx, file));
+  const Peer peer = TRY(look_at_peer(diag, copy.get(), file, info, ctx.files));
   wire::UnixSocketState state;
   state.set_inode(file.status.st_ino);
   state.set_type(file.socket->type);

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <csignal>
 #include <vector>
 
 #include "engine/state/descriptors.h"
@@ -47,8 +46,7 @@ std::string far_end_name(uint64_t inode) {
 constexpr int kKeep = -1;  // setresuid(2): leave it
 
 // SO_PEERCRED is who made the pair, so the process makes it, for the instant as the user it was. KERNEL: a
-// change of the effective user clears the parent-death signal and dumpability, which keep a shell from
-// outliving its engine.
+// change of the effective user makes it undumpable.
 Result<std::array<int, 2>> make_pair_inside(BuildContext& ctx, const UnixSocketState& state) {
   tracee::Batch batch;
   const bool other_user = state.peer_uid() != 0 || state.peer_gid() != 0;
@@ -62,7 +60,6 @@ Result<std::array<int, 2>> make_pair_inside(BuildContext& ctx, const UnixSocketS
     batch.call(SYS_setresuid, {kKeep, 0, kKeep}, "setresuid");
     batch.call(SYS_setresgid, {kKeep, 0, kKeep}, "setresgid");
     batch.call(SYS_prctl, {PR_SET_DUMPABLE, 1}, "prctl(PR_SET_DUMPABLE)");
-    batch.call(SYS_prctl, {PR_SET_PDEATHSIG, SIGKILL}, "prctl(PR_SET_PDEATHSIG)");
   }
   TRY(ctx.run(batch));
   return batch.value<std::array<int, 2>>(ends);

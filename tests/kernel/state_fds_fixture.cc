@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <map>
 
@@ -91,7 +92,12 @@ std::string print_payload(const wire::Description& d, Ordinals& ordinal) {
       m.set_inode(ordinal(m.inode()));
       m.set_peer(ordinal(m.peer()));
     });
-  if (d.room() == "epoll") return printed<wire::EpollState>(d.payload(), [](auto&) {});
+  if (d.room() == "epoll")
+    return printed<wire::EpollState>(d.payload(), [](auto& m) {
+      // The kernel lists them by their addresses.
+      std::sort(m.mutable_items()->begin(), m.mutable_items()->end(),
+                [](const auto& a, const auto& b) { return a.number() < b.number(); });
+    });
   if (d.room() == "udp") return printed<wire::UdpState>(d.payload(), [](auto&) {});
   if (d.room() == "eventfd") return printed<wire::EventFdState>(d.payload(), [](auto&) {});
   if (d.room() == "signalfd") return printed<wire::SignalFdState>(d.payload(), [](auto&) {});
@@ -172,7 +178,7 @@ Findings Source::check() {
 // ---- Destination
 // -------------------------------------------------------------------------------------------------
 
-Destination::Destination() {
+Destination::Destination(Nanos monotonic_offset) {
   auto thread = tracee::ShellThread::start();
   EXPECT_TRUE(thread.ok()) << thread.error().message();
   thread_ = thread.take();
@@ -180,7 +186,8 @@ Destination::Destination() {
               // A network of its own: names and ports of the source are free there.
               if (::unshare(CLONE_NEWNET) != 0) return fail_errno("unshare", "the shell's thread");
               TRY(bring_up_loopback());
-              shell_ = TRY(tracee::Shell::spawn({.pid = kInnerPid, .new_pid_namespace = true}));
+              shell_ = TRY(tracee::Shell::spawn(
+                  {.pid = kInnerPid, .new_pid_namespace = true, .monotonic_offset = monotonic_offset}));
               context_ = std::make_unique<BuildContext>(
                   BuildContext{.shell = *shell_, .pid = kInnerPid, .intent = intent_});
               context_->parking_base = kParkingBase;

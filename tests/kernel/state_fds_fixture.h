@@ -48,7 +48,8 @@ class Source {
 
 class Destination {
  public:
-  Destination();
+  /// `monotonic_offset`: how far the process's clock is ahead of this host's.
+  explicit Destination(Nanos monotonic_offset = Nanos(0));
   ~Destination();
   Destination(const Destination&) = delete;
   Destination& operator=(const Destination&) = delete;

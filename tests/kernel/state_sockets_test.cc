@@ -78,7 +78,7 @@ TEST_F(SocketsTest, PairsKeepWhatIsQueued) {
     send_text(4, large);
     pair_at(SOCK_DGRAM, 5, 6);
     send_text(5, "one");
-    send_text(5, "");
+    send_text(5, "two");
     send_text(5, "three");
     send_text(6, "back");
     pair_at(SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 7, 8);
@@ -89,7 +89,7 @@ TEST_F(SocketsTest, PairsKeepWhatIsQueued) {
   EXPECT_EQ(receive(destination->fd(4)), "hello world");
   EXPECT_EQ(receive(destination->fd(3)), large);
   const Fd datagrams = destination->fd(6);
-  for (const char* expected : {"one", "", "three", "Resource temporarily unavailable"})
+  for (const char* expected : {"one", "two", "three", "Resource temporarily unavailable"})
     EXPECT_EQ(receive(datagrams), expected);
   EXPECT_EQ(receive(destination->fd(5)), "back");
   const Fd packets = destination->fd(7);
@@ -97,8 +97,24 @@ TEST_F(SocketsTest, PairsKeepWhatIsQueued) {
   EXPECT_EQ(receive(packets), "second");
   // And the original has it all, too.
   const Fd original = source.process().pidfd().get_fd(6).take();
-  for (const char* expected : {"one", "", "three", "Resource temporarily unavailable"})
+  for (const char* expected : {"one", "two", "three", "Resource temporarily unavailable"})
     EXPECT_EQ(receive(original), expected);
+}
+
+TEST_F(SocketsTest, EmptyDatagramsCountToo) {
+  Source source([&] {
+    pair_at(SOCK_DGRAM, 5, 6);
+    for (const char* data : {"one", "", "three", ""}) send_text(5, data);
+  });
+  Destination destination;
+  source.freeze();
+  ASSERT_EQ(text(destination.finish(source.capture().value())), "");
+  const Fd rebuilt = destination.fd(6);
+  const Fd original = source.process().pidfd().get_fd(6).take();
+  for (const char* expected : {"one", "", "three", "", "Resource temporarily unavailable"}) {
+    EXPECT_EQ(receive(rebuilt), expected);
+    EXPECT_EQ(receive(original), expected);
+  }
 }
 
 TEST_F(SocketsTest, EndsOfPairs) {

@@ -174,11 +174,18 @@ TEST(Unclaimed, KindsAreNamed) {
   }
 }
 
-TEST(CollectPaths, RegularFilesOnceAndSorted) {
-  const auto paths =
-      collect_paths({open_file("/b", S_IFREG), open_file("/a", S_IFREG), open_file("/b", S_IFREG),
-                     open_file("/dir", S_IFDIR), open_file("pipe:[1]", S_IFIFO)});
-  EXPECT_EQ(paths, (std::vector<std::string>{"/a", "/b"}));
+TEST(CollectPaths, WhatIsOnlyReadAndWhatMayBeWritten) {
+  const auto opened = [](std::string path, int flags) {
+    OpenFile file = open_file(std::move(path), S_IFREG);
+    file.flags = flags;
+    return file;
+  };
+  const std::vector<OpenFile> files = {opened("/b", O_RDONLY),   opened("/a", O_RDONLY),
+                                       opened("/b", O_RDONLY),   opened("/log", O_WRONLY | O_APPEND),
+                                       opened("/db", O_RDONLY),  opened("/db", O_RDWR),
+                                       open_file("/d", S_IFDIR), open_file("pipe:[1]", S_IFIFO)};
+  EXPECT_EQ(collect_paths(files), (std::vector<std::string>{"/a", "/b"}));
+  EXPECT_EQ(collect_written_paths(files), (std::vector<std::string>{"/db", "/log"}));
 }
 
 // ---- file facts
