@@ -32,6 +32,7 @@ class ReceiveSession {
   /// yet can not be committed after it.
   wire::Verdict::Value verdict();
 
+  [[nodiscard]] const std::vector<pid_t>& children() const { return rebuild_.children(); }
   [[nodiscard]] bool had_inventory() const { return had_inventory_; }
 
  private:
