@@ -126,10 +126,7 @@ Status Receiver::run_session(std::unique_ptr<transport::Channel> channel,
   }
   Status ended = session->run(*channel, *reader);
   if (ended.ok()) {
-    // The source closes when it has read our word; after that nobody will ask for the verdict.
-    (void)channel->set_read_timeout(std::chrono::seconds(5));
-    std::byte none;
-    (void)channel->read(std::span(&none, 1));
+    session->part(*channel, *reader);
   } else if (options_.on_failed) {
     options_.on_failed(ended.error());
   }

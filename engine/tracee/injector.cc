@@ -280,6 +280,9 @@ Status Injector::State::run_round(const FrozenThread& thread, StopWaiter& waiter
 
 Status Injector::State::unmap() {
   if (scratch.empty()) return {};
+  if (frozen.find(frozen.process().pid()) == nullptr)
+    return fail(ErrorKind::kBug, "unmap the scratch area", fmt::format("pid {}", memory.pid()),
+                "the process was thawed or killed before");
   if (!site) {
     TRY(prepare_thread(frozen, frozen.leader(), facts.has_seccomp));
     site = TRY(find_bare_site(frozen, memory, TRY(frozen.process().layout())));
