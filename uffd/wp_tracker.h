@@ -43,11 +43,11 @@ class WpTracker : public DirtyTracker {
   /// last collected; a run that is present but not written (in swap) is so too. Costs as a collect() of clean
   /// memory, a quarter of a survey. Errors: TargetGone, System; an untracked mapping is no error, all its
   /// pages count as written.
-  Result<PageRuns> last_pass(AddressRange range);
+  Result<PageRuns> last_pass(AddressRange range) override;
 
   /// Stops tracking piece by piece, so that a running target never waits long; afterwards only destruction is
   /// allowed.
-  void release();
+  void release() override;
 
  private:
   WpTracker(pid_t pid, Uffd uffd, PageScanner scanner)

@@ -1,5 +1,6 @@
 // check, and the inventory that the destination judges.
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <set>
 
@@ -9,6 +10,7 @@
 #include "engine/state/file_facts.h"
 #include "engine/state/host_facts.h"
 #include "engine/state/house.h"
+#include "engine/state/regular_file.h"
 
 namespace godwit::migration {
 namespace {
@@ -29,6 +31,14 @@ Status add_process(wire::Tree& tree, const tracee::Process& process) {
   node.set_sid(stat.session);
   node.set_exe(TRY(read_link(process.path("exe"))));
   return {};
+}
+
+/// A file that the process may write changes under way: it has to be there, and its room compares it in the freeze.
+wire::FileFact written_file(const std::string& path) {
+  wire::FileFact fact;
+  fact.set_path(path);
+  fact.set_mode(S_IFREG);
+  return fact;
 }
 
 bool needs_file(const Vma& vma) {
@@ -55,6 +65,9 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process, const Lay
     wire::FileFact fact = TRY(state::file_facts(path));
     fact.set_mapped(mapped.count(path) != 0);
     *inventory.add_files() = std::move(fact);
+  }
+  for (const std::string& path : state::collect_written_paths(files)) {
+    if (paths.count(path) == 0) *inventory.add_files() = written_file(path);
   }
   return inventory;
 }

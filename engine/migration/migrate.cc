@@ -167,6 +167,7 @@ class Migration {
   Status finish_running() {
     Status ended = advance(Event::kPeerRunning);
     remove_in_doubt(options_.pid);
+    (void)link_->control().finish();
     precopy_->report().total = monotonic_now() - started_;
     precopy_->report().wire_bytes = link_->bytes_sent();
     if (options_.on_completed) options_.on_completed(precopy_->report());

@@ -81,6 +81,7 @@ Status Precopy::arm() {
 
 void Precopy::disarm() {
   sender_.reset();
+  if (tracker_) tracker_->release();
   tracker_.reset();
 }
 

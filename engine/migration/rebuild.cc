@@ -324,6 +324,7 @@ Status Rebuild::resume() {
     for (const auto& action : context.at_resume) TRY(action());
     TRY(shell_->release(insn));
     released_ = true;
+    children_ = shell_->children();
     return {};
   });
 }

@@ -50,6 +50,8 @@ class Rebuild {
 
   [[nodiscard]] pid_t pid() const { return pid_; }  ///< as this engine sees it
   [[nodiscard]] pid_t inner_pid() const { return inner_pid_; }
+  /// What this engine has to reap after resume() (tracee::reap).
+  [[nodiscard]] const std::vector<pid_t>& children() const { return children_; }
   [[nodiscard]] uint64_t pages_installed() const { return pages_installed_; }
 
  private:
@@ -81,6 +83,7 @@ class Rebuild {
   std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
   std::vector<wire::RoomState> deferred_;
   std::atomic<uint64_t> pages_installed_ = 0;
+  std::vector<pid_t> children_;
   bool prepared_ = false;
   bool released_ = false;
 };

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
@@ -39,21 +40,20 @@ std::optional<state::Finding> judge_file(const wire::FileFact& wanted) {
                           "bring the same file to the destination, or move the process when it has closed it",
                           true};
   };
-  const auto here = state::file_facts(wanted.path());
-  if (!here.ok()) return finding("the destination does not have this file", here.error().message());
-  if ((here.value().mode() & S_IFMT) != (wanted.mode() & S_IFMT))
+  struct stat status {};
+  if (::stat(wanted.path().c_str(), &status) != 0)
+    return finding("the destination does not have this file", strerror(errno));
+  if ((status.st_mode & S_IFMT) != (wanted.mode() & S_IFMT))
     return finding("the destination has another kind of file at this path",
                    "the process would not find what it left");
-  if (!S_ISREG(wanted.mode())) return std::nullopt;
-  const bool comparable = !wanted.build_id().empty() || !wanted.hash().empty();
-  const bool same = comparable
-                        ? here.value().build_id() == wanted.build_id() && here.value().hash() == wanted.hash()
-                        : here.value().size() == wanted.size();
-  if (!same && wanted.mapped())
-    return finding("the destination's file differs",
-                   "clean pages of a mapping are taken from the destination's file");
-  // A file that is only open may change until the freeze; its room compares then, and refuses.
-  return std::nullopt;
+  // A file that is only written may change until the freeze; its room compares then, and refuses.
+  if (wanted.build_id().empty() && wanted.hash().empty() && !wanted.mapped()) return std::nullopt;
+  const auto here = state::file_facts(wanted.path());
+  if (!here.ok()) return finding("the destination cannot read this file", here.error().message());
+  const std::string differs = state::difference(wanted, here.value());
+  if (differs.empty()) return std::nullopt;
+  return finding("the destination's file differs: " + differs,
+                 "clean pages of a mapping and what is read later are taken from the destination's file");
 }
 
 }  // namespace
@@ -260,10 +260,17 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   (void)writer.write_message(RecordType::kRunning, running);
   (void)writer.flush();
   (void)write_verdict(header_.session, "running");
-  if (addresses_) (void)addresses_->announce_again();
   if (options_.on_running) options_.on_running(rebuild_.pid(), rebuild_.inner_pid());
   (void)hooks_.run("resumed", rebuild_.pid(), "");
   return {};
+}
+
+/// ORDER: announced before the source has let its held packets go, direct ones would overtake them, which TCP takes for
+/// loss. A source that says nothing more has died: then at once.
+void ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reader) {
+  (void)channel.set_read_timeout(std::chrono::seconds(5));
+  (void)reader.next();
+  if (addresses_) (void)addresses_->announce();
 }
 
 // ---- further channels

@@ -28,10 +28,14 @@ class ReceiveSession {
   /// A further channel joins. Blocks until it has ended.
   Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
 
+  /// After a run that succeeded: waits for the source's last word, then tells the network where the addresses are.
+  void part(transport::Channel& channel, wire::RecordReader& reader);
+
   /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
   /// yet can not be committed after it.
   wire::Verdict::Value verdict();
 
+  [[nodiscard]] const std::vector<pid_t>& children() const { return rebuild_.children(); }
   [[nodiscard]] bool had_inventory() const { return had_inventory_; }
 
  private:

@@ -18,12 +18,6 @@ constexpr Nanos kSilence =
     std::chrono::minutes(10);      ///< a session that sends nothing for so long is given up
 constexpr size_t kMaxGuests = 64;  ///< connections at once
 
-/// Processes that were rebuilt here are children of this engine until it ends.
-void reap_children() {
-  while (::waitpid(-1, nullptr, WNOHANG) > 0) {
-  }
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
@@ -46,7 +40,7 @@ Status Receiver::serve() {
   while (!done_ && !(options_.cancelled != nullptr && options_.cancelled->load())) {
     auto channel = listener_.accept(std::chrono::milliseconds(200));
     reap_guests(false);
-    if (options_.once == false) reap_children();
+    reap_children();
     if (channel.ok()) {
       if (guests_.size() < kMaxGuests) welcome(channel.take());
       continue;
@@ -58,6 +52,12 @@ Status Receiver::serve() {
   reap_guests(true);
   const std::lock_guard lock(mutex_);
   return std::move(outcome_);
+}
+
+/// Processes that were rebuilt here are children of this engine until it ends.
+void Receiver::reap_children() {
+  const std::lock_guard lock(mutex_);
+  for (const pid_t ended : tracee::reap(children_)) std::erase(children_, ended);
 }
 
 void Receiver::reap_guests(bool all) {
@@ -126,15 +126,13 @@ Status Receiver::run_session(std::unique_ptr<transport::Channel> channel,
   }
   Status ended = session->run(*channel, *reader);
   if (ended.ok()) {
-    // The source closes when it has read our word; after that nobody will ask for the verdict.
-    (void)channel->set_read_timeout(std::chrono::seconds(5));
-    std::byte none;
-    (void)channel->read(std::span(&none, 1));
+    session->part(*channel, *reader);
   } else if (options_.on_failed) {
     options_.on_failed(ended.error());
   }
   const bool counts = ended.ok() || session->had_inventory();
   const std::lock_guard lock(mutex_);
+  if (ended.ok()) children_.insert(children_.end(), session->children().begin(), session->children().end());
   sessions_.erase(header.session);
   if (options_.once && counts) {
     if (!ended.ok()) outcome_ = ended.error();

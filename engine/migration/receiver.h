@@ -54,12 +54,14 @@ class Receiver {
   Status answer_query(transport::Channel& channel, wire::RecordReader& reader);
   std::shared_ptr<ReceiveSession> find(const wire::SessionId& id);
   void reap_guests(bool all);
+  void reap_children();
 
   ReceiveOptions options_;
   transport::Listener listener_;
   std::mutex mutex_;
   std::map<wire::SessionId, std::shared_ptr<ReceiveSession>> sessions_;
   std::vector<Guest> guests_;
+  std::vector<pid_t> children_;  ///< processes that were rebuilt here and run
   std::atomic<bool> done_ = false;  ///< --once: the session has ended
   Status outcome_;
 };

@@ -50,12 +50,9 @@ Result<std::string> capture(CaptureContext& context) {
     one.set_tid(TRY(inner_tid(context.process, thread.tid)));
     Batch batch;
     const size_t bits = batch.call(SYS_prctl, {PR_GET_SECUREBITS}, "prctl(PR_GET_SECUREBITS)");
-    const auto death = batch.reserve(sizeof(int));
-    batch.call(SYS_prctl, {PR_GET_PDEATHSIG, death}, "prctl(PR_GET_PDEATHSIG)");
     const size_t dumpable = batch.call(SYS_prctl, {PR_GET_DUMPABLE}, "prctl(PR_GET_DUMPABLE)");
     TRY(context.runner->run(thread.tid, batch));
     one.set_securebits(static_cast<uint32_t>(batch.result(bits)));
-    one.set_parent_death_signal(batch.value<int>(death));
     state.set_dumpable(static_cast<int>(batch.result(dumpable)));
   }
   return state.SerializeAsString();
@@ -116,7 +113,6 @@ Status finish_thread(BuildContext& context, const wire::ThreadCredentials& wante
   wire::ThreadCredentials as_wanted = wanted;
   as_wanted.clear_tid();
   as_wanted.clear_securebits();
-  as_wanted.clear_parent_death_signal();
   Batch batch;
   if (is.SerializeAsString() != as_wanted.SerializeAsString() || wanted.securebits() != 0) {
     drop_bounding(batch, wanted, is.cap_bounding());
@@ -135,7 +131,6 @@ Status finish_thread(BuildContext& context, const wire::ThreadCredentials& wante
   // Only the kernel itself can make a process "suid dumpable" (2); reading back as not dumpable is the
   // nearest.
   batch.call(SYS_prctl, {PR_SET_DUMPABLE, dumpable == 1 ? 1 : 0}, "prctl(PR_SET_DUMPABLE)");
-  batch.call(SYS_prctl, {PR_SET_PDEATHSIG, wanted.parent_death_signal()}, "prctl(PR_SET_PDEATHSIG)");
   return context.shell.run(wanted.tid(), batch);
 }
 

@@ -28,11 +28,12 @@ struct DataRef {
 
 /// An argument: a number, an address of the process, or the address of data in the batch.
 struct Arg {
-  Arg(std::integral auto v) : value(static_cast<uint64_t>(v)) {}  // NOLINT(google-explicit-constructor)
-  Arg(RemoteAddr a) : value(a.value()) {}                         // NOLINT(google-explicit-constructor)
-  Arg(DataRef r) : value(r.offset), is_data(true) {}              // NOLINT(google-explicit-constructor)
+  Arg(std::integral auto v) : value(static_cast<uint64_t>(v)) {}    // NOLINT(google-explicit-constructor)
+  Arg(RemoteAddr a) : value(a.value()) {}                           // NOLINT(google-explicit-constructor)
+  Arg(DataRef r) : value(r.offset), size(r.size), is_data(true) {}  // NOLINT(google-explicit-constructor)
   Arg() = default;
   uint64_t value = 0;
+  uint32_t size = 0;  ///< of the data
   bool is_data = false;
 };
 

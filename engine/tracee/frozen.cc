@@ -76,6 +76,15 @@ Status explain_denied(const Process& process, pid_t tid) {
   return error;
 }
 
+/// Waits for the stop that an interrupt asked for. Signals that come before it are delivered.
+Result<Stop> wait_for_trap(StopWaiter& waiter, const Process& process, pid_t tid, Nanos limit) {
+  for (;;) {
+    const Stop stop = TRY(waiter.wait(process.pid(), tid, limit));
+    if (stop.is_event_stop()) return stop;
+    TRY(resume(tid, stop.is_signal_delivery() ? stop.signal() : 0));
+  }
+}
+
 /// A freeze under way. Unless commit() is called, everything seized is let go.
 class Freezer {
  public:
@@ -117,9 +126,11 @@ class Freezer {
     for (size_t i = first; i < threads_.size(); ++i) TRY(interrupt(threads_[i].tid));
     stopped_ = first;
     for (; stopped_ < threads_.size(); ++stopped_) {
-      const auto stop = wait_for_trap(threads_[stopped_].tid);
+      const auto stop = wait_for_trap(waiter_, process_, threads_[stopped_].tid, Frozen::kLimit);
       if (stop.ok()) {
         threads_[stopped_].group_stopped = stop.value().is_group_stop();
+        // ORDER: as soon as the thread stands, for until then the death of this engine would show in it.
+        TRY(read_and_fix(process_, threads_[stopped_]));
       } else if (stop.error().kind == ErrorKind::kTargetGone && threads_[stopped_].tid != process_.pid()) {
         threads_.erase(threads_.begin() +
                        static_cast<ptrdiff_t>(stopped_--));  // this thread ended, others live
@@ -127,16 +138,7 @@ class Freezer {
         return stop.error();
       }
     }
-    for (size_t i = first; i < threads_.size(); ++i) TRY(read_and_fix(process_, threads_[i]));
     return {};
-  }
-
-  Result<Stop> wait_for_trap(pid_t tid, Nanos limit = Frozen::kLimit) {
-    for (;;) {
-      const Stop stop = TRY(waiter_.wait(process_.pid(), tid, limit));
-      if (stop.is_event_stop()) return stop;
-      TRY(resume(tid, stop.signal()));
-    }
   }
 
   /// ORDER: those that stand first, so that the process runs while we wait for one that could not stop.
@@ -155,10 +157,11 @@ class Freezer {
 
   /// What stays seized after all patience is freed when this thread of the engine ends.
   void stop_and_let_go(pid_t tid) {
+    if (::ptrace(PTRACE_DETACH, tid, nullptr, nullptr) == 0) return;  // it stood already
     (void)interrupt(tid);
     const Nanos end = monotonic_now() + kPatience;
     for (;;) {
-      const auto stop = wait_for_trap(tid, kPatience);
+      const auto stop = wait_for_trap(waiter_, process_, tid, kPatience);
       if (stop.ok()) (void)detach(tid);
       if (stop.ok() || stop.error().kind != ErrorKind::kRetry || monotonic_now() > end) return;
     }
@@ -220,9 +223,13 @@ Status Frozen::finish() {
   return first;
 }
 
-Status Frozen::reread(pid_t tid) {
+Status Frozen::settle(pid_t tid, int signal) {
   FrozenThread* thread = find_mutable(tid);
-  if (thread == nullptr) return fail(ErrorKind::kBug, "read registers again", fmt::format("thread {}", tid));
+  if (thread == nullptr) return fail(ErrorKind::kBug, "settle a thread", fmt::format("thread {}", tid));
+  StopWaiter waiter = TRY(StopWaiter::create());
+  TRY(interrupt(tid));
+  TRY(resume(tid, signal));
+  TRY(wait_for_trap(waiter, *process_, tid, kLimit));
   return read_and_fix(*process_, *thread);
 }
 
@@ -275,14 +282,7 @@ Status Frozen::swallow(FrozenThread& thread, int signal) {
     deliver = stop.is_signal_delivery() ? stop.signal() : 0;
   }
   // A tracer's death now would deliver it after all: go on, without it, to a stop that holds no signal.
-  TRY(interrupt(thread.tid));
-  TRY(resume(thread.tid, 0));
-  for (;;) {
-    const Stop stop = TRY(waiter.wait(process_->pid(), thread.tid, kLimit));
-    if (stop.is_event_stop()) break;
-    TRY(resume(thread.tid, stop.signal()));
-  }
-  return read_and_fix(*process_, thread);
+  return settle(thread.tid);
 }
 
 Status Frozen::kill() {

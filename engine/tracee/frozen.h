@@ -68,8 +68,10 @@ class Frozen {
   /// Kills the process and reaps its threads' stops; non-leaders first. After it the object is empty.
   Status kill();
 
-  /// Reads registers and mask of a thread again, after it ran under this tracer.
-  Status reread(pid_t tid);
+  /// For a thread that ran under this tracer and stands in whatever stop: brings it, without an instruction
+  /// of its own, to the plain stop of a freeze (delivering `signal` if not 0), and reads its registers and
+  /// mask again.
+  Status settle(pid_t tid, int signal = 0);
 
  private:
   Frozen() = default;

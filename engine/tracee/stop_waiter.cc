@@ -103,6 +103,14 @@ StopWaiter::~StopWaiter() {
 }
 
 Result<Stop> StopWaiter::wait(pid_t pid, pid_t tid, Nanos limit) {
+  return wait_for(pid, tid, limit, false);
+}
+
+Result<Stop> StopWaiter::wait_patiently(pid_t pid, pid_t tid, Nanos limit) {
+  return wait_for(pid, tid, limit, true);
+}
+
+Result<Stop> StopWaiter::wait_for(pid_t pid, pid_t tid, Nanos limit, bool patient) {
   const Nanos start = monotonic_now();
   int uninterruptible = 0;
   for (;;) {
@@ -113,7 +121,7 @@ Result<Stop> StopWaiter::wait(pid_t pid, pid_t tid, Nanos limit) {
     const char state = state_of(pid, tid);
     if (state == 'X' || state == 'Z')
       return gone(tid);  // a leader that ended before its threads is never reported
-    uninterruptible = state == 'D' ? uninterruptible + 1 : 0;
+    uninterruptible = state == 'D' && !patient ? uninterruptible + 1 : 0;
     if (uninterruptible >= kTicksOfUninterruptible)
       return fail(ErrorKind::kRetry, "wait for a stop", fmt::format("thread {} of pid {}", tid, pid),
                   "it is in an uninterruptible wait (vfork, or a device that does not answer)");

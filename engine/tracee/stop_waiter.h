@@ -33,9 +33,13 @@ class StopWaiter {
   /// Blocks until `tid` of `pid` stops. Errors: TargetGone when it has ended (its zombie is reaped, where
   /// that is possible), Retry when it sits in an uninterruptible wait, Timeout after `limit`.
   Result<Stop> wait(pid_t pid, pid_t tid, Nanos limit);
+  /// The same for a thread that was sent to work: it may wait uninterruptibly.
+  Result<Stop> wait_patiently(pid_t pid, pid_t tid, Nanos limit);
 
  private:
   StopWaiter() = default;
+  Result<Stop> wait_for(pid_t pid, pid_t tid, Nanos limit, bool patient);
+
   timer_t timer_{};
   bool armed_ = false;
   bool was_blocked_ = false;

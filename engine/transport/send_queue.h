@@ -2,8 +2,8 @@
 // while the caller fills the next, and sends large spans straight from the caller's memory. Stage:
 // RecordWriter -> SendQueue -> socket. One thread at a time.
 //
-// Why three ways (docs/performance.md): a large span copied into a buffer first moved 0.8 times as much as
-// the same span sent from where it lay, however the copy left; the socket's own buffer already overlaps
+// Why three ways (docs/decisions/sending.md): a large span copied into a buffer first moved 0.8 times as much
+// as the same span sent from where it lay, however the copy left; the socket's own buffer already overlaps
 // producer and peer. A small flush is one send(2), which took as long as one io_uring_enter and needs no
 // completion to be consumed.
 #pragma once

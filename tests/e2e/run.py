@@ -11,7 +11,7 @@ import tomllib
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
-from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, footprint, state_of, sweep)  # noqa: E402
+from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, state_of, sweep)  # noqa: E402
 
 SKEW = 86400  # s
 # Programs that change their own mappings or threads all the time.
@@ -58,8 +58,8 @@ def leave_running(a, _, name, words):
                 raise Failure(engine.said())
         after = footprint(left.outer())
         left.check()
-        if name not in MOVING and after != before:
-            raise Failure(f"was {before}, is {after}")
+        if name not in MOVING and difference(before, after):
+            raise Failure(f"the checkpoint left traces: {difference(before, after)}")
 
 
 def many_moves(a, b, name, words, moves):
@@ -88,8 +88,8 @@ def refused(a, _, name, case, word):
                 raise Failure(f"{verb[0]} does not name {word!r}: {text}")
             if "remedy" not in text and verb[0] == "check":
                 raise Failure(f"no remedy: {text}")
-            if footprint(held.outer()) != before:
-                raise Failure(f"{verb[0]} left traces: {footprint(held.outer())}, before {before}")
+            if traces := difference(before, footprint(held.outer())):
+                raise Failure(f"{verb[0]} left traces: {traces}")
             if state_of(held.outer()) not in "SR":
                 raise Failure(f"{verb[0]} left it in state {state_of(held.outer())}")
         held.check()

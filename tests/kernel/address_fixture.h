@@ -60,6 +60,7 @@ struct Counters {
   uint64_t resets_sent = 0;
   uint64_t connections_reset = 0;  ///< counts a socket closed in repair mode, too
   uint64_t timeouts = 0;           ///< retransmission timeouts, true or early
+  uint64_t discarded = 0;          ///< packets that IP or TCP threw away, for whatever reason they count
 };
 
 /// One number of /proc/net/{snmp,netstat}: a line of names, then a line of values.
@@ -80,12 +81,36 @@ inline uint64_t counter(const std::string& text, std::string_view group, std::st
   return 0;
 }
 
+/// The sum of the named lines of /proc/net/snmp6.
+inline uint64_t sum_snmp6(const std::string& text, std::initializer_list<std::string_view> names) {
+  uint64_t sum = 0;
+  for (const std::string_view line : split(text, '\n')) {
+    const std::string_view name = line.substr(0, line.find_first_of(" \t"));
+    if (std::find(names.begin(), names.end(), name) == names.end()) continue;
+    sum += parse_number(trim(line.substr(name.size()))).value_or(0);
+  }
+  return sum;
+}
+
 inline Counters counters_of(const test::NetworkHost& host) {
   const test::AsHost inside(host.network.get());
   const std::string snmp = read_file("/proc/thread-self/net/snmp").take();
   const std::string netstat = read_file("/proc/thread-self/net/netstat").take();
-  return {counter(snmp, "Tcp:", "OutRsts"), counter(snmp, "Tcp:", "EstabResets"),
-          counter(netstat, "TcpExt:", "TCPTimeouts")};
+  const std::string snmp6 = read_file("/proc/thread-self/net/snmp6").take();
+  Counters counters;
+  counters.resets_sent = counter(snmp, "Tcp:", "OutRsts");
+  counters.connections_reset = counter(snmp, "Tcp:", "EstabResets");
+  counters.timeouts = counter(netstat, "TcpExt:", "TCPTimeouts");
+  for (const char* name : {"InAddrErrors", "InHdrErrors", "InDiscards", "OutDiscards", "OutNoRoutes"}) {
+    counters.discarded += counter(snmp, "Ip:", name);
+  }
+  for (const char* name : {"TCPBacklogDrop", "TCPRcvQDrop", "TCPZeroWindowDrop", "RcvPruned"}) {
+    counters.discarded += counter(netstat, "TcpExt:", name);
+  }
+  counters.discarded +=
+      sum_snmp6(snmp6, {"Ip6InAddrErrors", "Ip6InHdrErrors", "Ip6InDiscards", "Ip6OutDiscards",
+                        "Ip6InNoRoutes", "Ip6OutNoRoutes", "Ip6InTooBigErrors"});
+  return counters;
 }
 
 class AddressTest : public testing::Test {

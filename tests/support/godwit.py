@@ -267,14 +267,33 @@ def _state(outer):
 
 
 def footprint(outer):
-    """What must not change for a process whose move failed: mappings, descriptors, threads; and that nobody holds it.
-    Only what a program that stands still leaves alone: lines of maps as (perms, name), numbers of fds, tids."""
-    base = f"/proc/{outer}"
-    with open(f"{base}/maps") as maps:
-        lines = [line.split(None, 5) for line in maps]
-    return {"maps": sorted((line[0], line[1], line[5].strip() if len(line) > 5 else "") for line in lines),
+    """What must not change for a process whose move failed: mappings, descriptors, threads; and that nobody traces it.
+    Neighbours of one kind count as one mapping, as the kernel may join them whenever it likes."""
+    base, maps = f"/proc/{outer}", []
+    with open(f"{base}/maps") as lines:
+        for line in lines:
+            words = line.split(None, 5)
+            start, end = (int(part, 16) for part in words[0].split("-"))
+            kind = (words[1], words[5].strip() if len(words) > 5 else "", words[4])
+            if maps and maps[-1][1] == start and maps[-1][2] == kind and words[4] == "0":
+                maps[-1][1] = end
+            else:
+                maps.append([start, end, kind])
+    return {"maps": [f"{start:x}-{end:x} {' '.join(kind)}" for start, end, kind in maps],
             "fds": sorted(f"{fd} {os.readlink(f'{base}/fd/{fd}')}" for fd in os.listdir(f"{base}/fd")),
             "tids": sorted(os.listdir(f"{base}/task"), key=int), "tracer": _field(outer, "TracerPid:")}
+
+
+def difference(before, after):
+    """What differs between two footprints, as text; empty when they are alike."""
+    lines = []
+    for part, old in before.items():
+        new = after[part]
+        if old != new and isinstance(old, list):
+            lines += [f"{part}: lost {line}" for line in old if line not in new] + [f"{part}: new {line}" for line in new if line not in old]
+        elif old != new:
+            lines.append(f"{part}: {old}, now {new}")
+    return "; ".join(lines)
 
 
 def state_of(outer):

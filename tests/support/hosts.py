@@ -16,7 +16,6 @@ Hosts share the root file system, so a path is the same file on all of them; eac
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -372,7 +371,6 @@ class Hosts:
 def _self_test():
     with Hosts("A", "B", clock_offsets={"B": 100000}) as hosts:
         a, b = hosts["A"], hosts["B"]
-        assert a.run(["ping", "-c1", "-W2", b.address]).returncode == 0 or not shutil.which("ping")
         assert a.run(["hostname"], check=True).stdout == "godwit-a\n"
         sleeper = a.popen(["sh", "-c", "sleep 1000 & exec sleep 2000"])
         inner = a.run(["ps", "-eo", "pid,args"], check=True).stdout

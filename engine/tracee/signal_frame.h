@@ -1,0 +1,31 @@
+// The signal frame that rt_sigreturn takes a thread home through: general registers, signal mask, xstate.
+// Pure. Private to tracee. KERNEL: arch/x86/kernel/signal_64.c (restore_sigcontext),
+// arch/x86/kernel/fpu/signal.c.
+#pragma once
+
+#include <sys/user.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/base/result.h"
+
+namespace godwit::tracee {
+
+/// The frame for address `at`, which must be 8 bytes off a multiple of 64. Its first word is `restorer`: a
+/// `ret` with rsp = `at` comes to it. rt_sigreturn wants rsp = `at` + 8. Registers of an interrupted system
+/// call (-ERESTART*) are written as the kernel would restart it, because rt_sigreturn does not; with
+/// -ERESTART_RESTARTBLOCK a relative sleep begins anew. The alternate signal stack stays as it is. Errors:
+/// Unsupported for an xstate that the CPU does not explain.
+Result<std::vector<std::byte>> build_signal_frame(uint64_t at, uint64_t restorer,
+                                                  const user_regs_struct& general, uint64_t signal_mask,
+                                                  std::span<const std::byte> xstate);
+
+/// `general` as it is when the kernel has restarted the system call that a stop interrupted.
+user_regs_struct restarted(user_regs_struct general);
+
+constexpr size_t kLargestFrame = 16384;
+
+}  // namespace godwit::tracee
