@@ -103,7 +103,8 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
 std::string identity(std::string_view message) {
   const auto state = parse_message<wire::UdpState>(kRoom, message);
   if (!state.ok()) return "damaged";
-  return fmt::format("{}:{}", state.value().domain(), state.value().protocol());
+  const auto& s = state.value();
+  return fmt::format("{}:{}:{}", s.domain(), s.protocol(), s.options().SerializeAsString());
 }
 
 Result<wire::UdpState> parse(std::string_view message) {
@@ -127,15 +128,23 @@ Result<int> prepare(BuildContext&, std::string_view message) {
   const auto state = TRY(parse(message));
   const int fd = ::socket(state.domain(), SOCK_DGRAM | SOCK_CLOEXEC, state.protocol());
   if (fd < 0) return fail_errno("socket", subject(state));
+  for (const OptionPhase phase : {OptionPhase::kEarly, OptionPhase::kLate}) {
+    Status applied = apply_socket_options(fd, subject(state), state.options(), phase,
+                                          {socket_level_options(), ip_level_options(), kUdpLevel});
+    if (applied.ok()) continue;
+    ::close(fd);
+    return applied.take_error();
+  }
   return fd;
 }
 
-/// While set, bind and connect take an address that this host does not have yet. Late options put it right
-/// again.
-Status accept_any_address(int fd, const wire::UdpState& state) {
+/// While set, bind and connect take an address that this host does not have yet.
+Status set_transparent(int fd, const wire::UdpState& state, bool on) {
   const bool v6 = state.domain() == AF_INET6;
-  return set_int_option(fd, subject(state), v6 ? IPPROTO_IPV6 : IPPROTO_IP,
-                        v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT, 1);
+  const int level = v6 ? IPPROTO_IPV6 : IPPROTO_IP;
+  const int name = v6 ? IPV6_TRANSPARENT : IP_TRANSPARENT;
+  return set_int_option(fd, subject(state), level, name,
+                        on ? 1 : option_value(state.options(), level, name, 0));
 }
 
 Status use_name(int fd, const wire::UdpState& state, const std::string& name, const char* what,
@@ -154,12 +163,11 @@ Status use_name(int fd, const wire::UdpState& state, const std::string& name, co
 
 Status finish(BuildContext& ctx, int fd, std::string_view message) {
   const auto state = TRY(parse(message));
-  const OptionTables all = {socket_level_options(), ip_level_options(), kUdpLevel};
-  TRY(apply_socket_options(fd, subject(state), state.options(), OptionPhase::kEarly, all));
-  if (ctx.addresses_arrive_later) TRY(accept_any_address(fd, state));
+  if (ctx.addresses_arrive_later) TRY(set_transparent(fd, state, true));
   TRY(use_name(fd, state, state.local(), "bind", ::bind));
   TRY(use_name(fd, state, state.remote(), "connect", ::connect));
-  return apply_socket_options(fd, subject(state), state.options(), OptionPhase::kLate, all);
+  if (ctx.addresses_arrive_later) TRY(set_transparent(fd, state, false));
+  return {};
 }
 
 }  // namespace
