@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,6 +38,8 @@ struct CheckContext {
   const wire::HostFacts* destination;  ///< null when nobody was asked
 };
 
+class UnixDiag;
+
 struct CaptureContext {
   const tracee::Process& process;
   const tracee::Memory& memory;
@@ -48,6 +51,8 @@ struct CaptureContext {
   /// What must be put back if the migration is given up after this capture (TCP_REPAIR off, ...). Run in
   /// reverse.
   std::vector<std::function<void()>> undo;
+  std::shared_ptr<UnixDiag> unix_diag;  ///< opened by the first unix socket
+
 
   [[nodiscard]] pid_t pid() const { return process.pid(); }
 };

@@ -7,7 +7,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -46,8 +45,35 @@ std::optional<OpenFile> read_one(const tracee::Process& process, int number) {
   return file;
 }
 
-bool same_description(pid_t pid, int a, int b) {
-  return ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, a, b) == 0;
+/// KERNEL: kcmp orders descriptions (0: the same, 1: less, 2: greater), so that a sorted group is searched by
+/// halves. Anything else (a descriptor closed meanwhile) counts as greater.
+int compare(pid_t pid, int a, int b) {
+  const long order = ::syscall(SYS_kcmp, pid, pid, KCMP_FILE, a, b);
+  return order == 0 ? 0 : (order == 1 ? -1 : 1);
+}
+
+/// Indices into `files`, sorted by description.
+using Group = std::vector<size_t>;
+
+/// Where the description of `number` is in the group or belongs; `twin` says which.
+Group::iterator find_place(pid_t pid, Group& group, const std::vector<OpenFile>& files, int number,
+                           bool& twin) {
+  twin = false;
+  auto low = group.begin();
+  for (auto high = group.end(); low != high;) {
+    const auto middle = low + (high - low) / 2;
+    const int order = compare(pid, files[*middle].number(), number);
+    if (order == 0) {
+      twin = true;
+      return middle;
+    }
+    if (order < 0) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
 }
 
 }  // namespace
@@ -62,18 +88,17 @@ std::string OpenFile::key() const {
 Result<std::vector<OpenFile>> read_open_files(const tracee::Process& process) {
   std::vector<OpenFile> files;
   // Only descriptors that look alike can share a description: kcmp is asked within such groups alone.
-  std::map<std::string, std::vector<size_t>> alike;
+  std::map<std::string, Group> alike;
   for (const int number : TRY(process.fds())) {
     auto one = read_one(process, number);
     if (!one) continue;
     auto& group = alike[fmt::format("{}|{}|{:o}", one->link, one->position, one->flags)];
-    const auto twin = std::find_if(group.begin(), group.end(), [&](size_t i) {
-      return same_description(process.pid(), files[i].number(), number);
-    });
-    if (twin != group.end()) {
-      files[*twin].descriptors.push_back(one->descriptors.front());
+    bool twin = false;
+    const auto place = find_place(process.pid(), group, files, number, twin);
+    if (twin) {
+      files[*place].descriptors.push_back(one->descriptors.front());
     } else {
-      group.push_back(files.size());
+      group.insert(place, files.size());
       files.push_back(std::move(*one));
     }
   }

@@ -158,7 +158,12 @@ Status capture_filter(int fd, const std::string& subject, wire::SocketOptions& o
 
 Status apply_filter(int fd, const std::string& subject, const wire::SocketOptions& options) {
   const auto* option = find(options, SOL_SOCKET, SO_ATTACH_FILTER);
-  if (option == nullptr) return {};
+  if (option == nullptr) {
+    // It may have got one from an earlier description; ENOENT when not.
+    const int nothing = 0;
+    (void)::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &nothing, sizeof nothing);
+    return {};
+  }
   const size_t count = option->value().size() / sizeof(sock_filter);
   if (count == 0 || count > BPF_MAXINSNS || option->value().size() % sizeof(sock_filter) != 0)
     return fail(ErrorKind::kCorrupt, "restore the packet filter of a socket", subject,
@@ -230,6 +235,10 @@ Status apply_socket_options(int fd, const std::string& subject, const wire::Sock
     }
   if (phase == kLate) TRY(apply_late_extras(fd, subject, options));
   return {};
+}
+
+bool has_packet_filter(const wire::SocketOptions& options) {
+  return find(options, SOL_SOCKET, SO_ATTACH_FILTER) != nullptr;
 }
 
 int option_value(const wire::SocketOptions& options, int level, int name, int fallback) {

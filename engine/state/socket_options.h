@@ -43,6 +43,10 @@ Result<wire::SocketOptions> capture_socket_options(int fd, const std::string& su
 Status apply_socket_options(int fd, const std::string& subject, const wire::SocketOptions& options,
                             OptionPhase phase, OptionTables tables);
 
+/// A filter may drop what fills a queue: such a socket gets its late options after that. Others can have all
+/// at once, while the source runs.
+bool has_packet_filter(const wire::SocketOptions& options);
+
 /// An int option of a captured set; `fallback` when it is not there.
 int option_value(const wire::SocketOptions& options, int level, int name, int fallback);
 /// getsockopt of an int. Errors as errno says.

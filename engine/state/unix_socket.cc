@@ -164,7 +164,8 @@ Status capture_queue(const Fd& copy, const OpenFile& file, const UnixSocketInfo&
 }
 
 Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
-  const UnixDiag diag = TRY(UnixDiag::open(ctx.process));
+  if (!ctx.unix_diag) ctx.unix_diag = std::make_shared<UnixDiag>(TRY(UnixDiag::open(ctx.process)));
+  const UnixDiag& diag = *ctx.unix_diag;
   const UnixSocketInfo info = TRY(diag.query(file.status.st_ino));
   const Fd copy = TRY(duplicate(ctx, file));
   const Peer peer = TRY(look_at_peer(diag, copy.get(), file, info, ctx.files));

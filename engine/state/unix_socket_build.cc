@@ -193,11 +193,12 @@ std::string identify_unix_socket(std::string_view message) {
   const auto state = parse(message);
   if (!state.ok()) return "damaged";
   const auto& s = state.value();
-  return fmt::format("{}:{}:{}", s.inode(), s.pair() ? 1 : 0, s.peer());
+  return fmt::format("{}:{}:{}:{}", s.inode(), s.pair() ? 1 : 0, s.peer(), s.options().SerializeAsString());
 }
 
-Result<int> prepare_unix_socket(BuildContext& ctx, std::string_view message) {
-  const auto state = TRY(parse(message));
+namespace {
+
+Result<int> make_socket(BuildContext& ctx, const UnixSocketState& state) {
   if (state.pair()) {
     TRY(make_pair(ctx, state));
     return take_anchor(ctx, end_name(state.inode()), subject(state));
@@ -207,10 +208,25 @@ Result<int> prepare_unix_socket(BuildContext& ctx, std::string_view message) {
   return fd;
 }
 
+Status apply_options(int fd, const UnixSocketState& state, OptionPhase phase) {
+  return apply_socket_options(fd, subject(state), state.options(), phase, {socket_level_options()});
+}
+
+}  // namespace
+
+Result<int> prepare_unix_socket(BuildContext& ctx, std::string_view message) {
+  const auto state = TRY(parse(message));
+  const int fd = TRY(make_socket(ctx, state));
+  Status applied = apply_options(fd, state, OptionPhase::kEarly);
+  if (applied.ok() && !has_packet_filter(state.options()))
+    applied = apply_options(fd, state, OptionPhase::kLate);
+  if (applied.ok()) return fd;
+  ::close(fd);
+  return applied.take_error();
+}
+
 Status finish_unix_socket(BuildContext& ctx, int fd, std::string_view message) {
   const auto state = TRY(parse(message));
-  TRY(apply_socket_options(fd, subject(state), state.options(), OptionPhase::kEarly,
-                           {socket_level_options()}));
   if (state.pair()) TRY(fill_pair(ctx, state));
   if (state.has_name()) TRY(settle_name(ctx, fd, state));
   return {};
@@ -229,8 +245,7 @@ Status wire_up_unix_socket(BuildContext& ctx, int fd, std::string_view message) 
   const int how = static_cast<int>(state.shutdown() & 3) - 1;
   const bool other_is_closed = state.pair() && state.peer() == 0;
   if (how >= 0 && !other_is_closed && ::shutdown(fd, how) != 0) return fail_errno("shutdown", subject(state));
-  return apply_socket_options(fd, subject(state), state.options(), OptionPhase::kLate,
-                              {socket_level_options()});
+  return has_packet_filter(state.options()) ? apply_options(fd, state, OptionPhase::kLate) : Status();
 }
 
 }  // namespace godwit::state
