@@ -81,6 +81,7 @@ def _mount(*argv):
 
 def _init(control_fd, first_pid):
     control = socket.socket(fileno=control_fd)
+    control.set_inheritable(False)
     _mount("--make-rprivate", "/")
     os.makedirs("/run/godwit", exist_ok=True)
     _mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run/godwit")
@@ -102,6 +103,8 @@ def _init(control_fd, first_pid):
             _reap(watched)
         if control in readable:
             message, fds, _, _ = socket.recv_fds(control, 1 << 20, 4)
+            for fd in fds:  # recv_fds ignores MSG_CMSG_CLOEXEC
+                os.set_inheritable(fd, False)
             if not message:
                 os._exit(0)
             _start(json.loads(message), fds, watched)
