@@ -10,6 +10,7 @@
 #include "engine/state/file_facts.h"
 #include "engine/state/host_facts.h"
 #include "engine/state/house.h"
+#include "engine/state/process_rooms.h"
 #include "engine/state/regular_file.h"
 
 namespace godwit::migration {
@@ -25,6 +26,10 @@ Status add_process(wire::Tree& tree, const tracee::Process& process) {
   const int inner =
       node.namespace_pids_size() > 0 ? node.namespace_pids(node.namespace_pids_size() - 1) : process.pid();
   node.set_pid(inner);
+  for (const pid_t tid : TRY(process.threads())) {
+    auto own = state::inner_tid(process, tid);
+    if (own.ok()) node.add_tids(own.value());
+  }
   node.set_ppid(stat.ppid);
   node.set_comm(stat.comm);
   node.set_pgid(stat.pgrp);

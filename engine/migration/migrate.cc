@@ -12,6 +12,7 @@
 #include "engine/migration/journal.h"
 #include "engine/migration/session.h"
 #include "engine/state/house.h"
+#include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {
 namespace {
@@ -206,6 +207,7 @@ class Migration {
         return error;
       default:
         (void)advance(Event::kPeerLost);
+        leave_as_it_is();
         return fail(
             ErrorKind::kInDoubt, "learn whether the destination runs the process",
             fmt::format("pid {}", options_.pid),
@@ -214,6 +216,13 @@ class Migration {
                 "--resume if it surely does not and never will",
                 options_.link.destination, error.message(), options_.pid));
     }
+  }
+
+  /// In doubt nothing may be undone: the destination may run the process and own its addresses. What would undo itself
+  /// at its end is let go on purpose; the journal and `godwit resolve` take over.
+  void leave_as_it_is() {
+    (void)addresses_.release();
+    precopy_->forget_undo();
   }
 
   void ask_peer() {

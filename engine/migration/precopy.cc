@@ -13,6 +13,10 @@
 namespace godwit::migration {
 namespace {
 
+/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection is resolved
+/// by the kernel itself, so that it sees writes of the kernel all the same.
+constexpr int kUserModeOnly = 1;
+
 /// The fixed part of a freeze, until one was measured: capture, finish and two round trips.
 constexpr Nanos kStateCost = std::chrono::milliseconds(3);
 
@@ -57,7 +61,8 @@ Status Precopy::arm() {
   auto frozen = TRY(tracee::Frozen::freeze(process_));
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;
-  const size_t made = make.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}, "userfaultfd in the target");
+  const size_t made = make.call(
+      SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
   TRY(injector->run(process_.pid(), make));
   const int number = static_cast<int>(make.result(made));
   TRY(fault_point("armed-inside"));
@@ -283,6 +288,10 @@ Status Precopy::last_pass() {
   report_.raw_bytes = sender_->raw_bytes();
   report_.wire_bytes = wire_bytes();
   return {};
+}
+
+void Precopy::forget_undo() {
+  if (captured_) captured_->undo.clear();
 }
 
 Status Precopy::thaw() {

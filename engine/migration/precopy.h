@@ -59,6 +59,8 @@ class Precopy {
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
+  /// For the one end at which nothing may be undone (in doubt): the process stays stopped as it is.
+  void forget_undo();
   /// Drops the tracker. After it no trace of us is left in the process.
   void disarm();
 

@@ -31,6 +31,12 @@ int parking_base() {
   return static_cast<int>(std::min<rlim_t>(limit.rlim_max / 2, 1 << 16));
 }
 
+/// Is any id of the process, or of one of its threads, in use in this pid namespace?
+bool any_taken(const wire::ProcessNode& node) {
+  const auto taken = [](int id) { return ::access(fmt::format("/proc/{}", id).c_str(), F_OK) == 0; };
+  return taken(node.pid()) || std::any_of(node.tids().begin(), node.tids().end(), taken);
+}
+
 /// Where a `syscall` instruction stands in the vdso, which is the same in every process of this kernel.
 Result<uint64_t> syscall_in_vdso(uint64_t size) {
   const auto* own = reinterpret_cast<const unsigned char*>(::getauxval(AT_SYSINFO_EHDR));
@@ -102,10 +108,8 @@ Status Rebuild::begin(const wire::Inventory& inventory) {
                 "this version moves single processes");
   for (const std::string& address : inventory.moved_addresses()) intent_.moved_addresses.push_back(address);
   thread_ = TRY(tracee::ShellThread::start());
-  Status made = spawn(inventory, where_ == PidNamespace::kNew);
-  const bool taken = !made.ok() && made.error().err == EEXIST;
-  if (taken && where_ == PidNamespace::kAuto) made = spawn(inventory, true);
-  TRY(std::move(made));
+  const bool taken = where_ == PidNamespace::kAuto && any_taken(inventory.tree().nodes(0));
+  TRY(spawn(inventory, taken || where_ == PidNamespace::kNew));
   installer_ = TRY(uffd::PageInstaller::create(pid_));
   return {};
 }

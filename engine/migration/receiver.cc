@@ -9,6 +9,7 @@
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/migration/receive_session.h"
+#include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {
 namespace {

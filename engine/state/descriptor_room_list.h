@@ -15,5 +15,6 @@ DescriptorRoom signalfd_room();
 DescriptorRoom epoll_room();
 DescriptorRoom unix_socket_room();
 DescriptorRoom udp_room();
+DescriptorRoom tcp_room();
 
 }  // namespace godwit::state

@@ -25,8 +25,8 @@ std::span<const Room> rooms() {
 
 std::span<const DescriptorRoom> descriptor_rooms() {
   static const std::array kRooms = {
-      device_file_room(), memfd_room(),    regular_file_room(), pipe_room(),        eventfd_room(),
-      timerfd_room(),     signalfd_room(), epoll_room(),        unix_socket_room(), udp_room(),
+      device_file_room(), memfd_room(), regular_file_room(), pipe_room(), eventfd_room(), timerfd_room(),
+      signalfd_room(),    epoll_room(), unix_socket_room(),  udp_room(),  tcp_room(),
   };
   return kRooms;
 }

@@ -1,6 +1,5 @@
 // UDP and UDP-Lite sockets, bound and connected. Datagrams that wait unread cannot be put into another socket
 // with their senders: the freeze waits for an instant without any (capture says Retry).
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <netinet/in.h>
@@ -10,11 +9,10 @@
 #include <unistd.h>
 
 #include <array>
-#include <cstring>
 
-#include "engine/base/files.h"
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
+#include "engine/state/inet_name.h"
 #include "engine/state/multicast.h"
 #include "engine/state/socket_options.h"
 #include "engine/wire/rooms_fds.pb.h"
@@ -41,32 +39,6 @@ bool claims(const OpenFile& file) {
   return family && (file.socket->protocol == IPPROTO_UDP || file.socket->protocol == IPPROTO_UDPLITE);
 }
 
-using NameCall = int (*)(int, sockaddr*, socklen_t*);
-
-/// Empty: there is no such name (not connected), or it is the wildcard without a port (not bound).
-std::string read_name(int fd, NameCall call) {
-  sockaddr_storage name{};
-  socklen_t length = sizeof name;
-  if (call(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) return {};
-  // The port is at the same place for both families.
-  if (reinterpret_cast<const sockaddr_in*>(&name)->sin_port == 0) return {};
-  return {reinterpret_cast<const char*>(&name), length};
-}
-
-std::string to_text(const std::string& name) {
-  std::array<char, INET6_ADDRSTRLEN> text{};
-  sockaddr_in6 address{};
-  std::memcpy(&address, name.data(), std::min(name.size(), sizeof address));
-  if (address.sin6_family == AF_INET6) {
-    ::inet_ntop(AF_INET6, &address.sin6_addr, text.data(), text.size());
-    return fmt::format("[{}]:{}", text.data(), ntohs(address.sin6_port));
-  }
-  sockaddr_in v4{};
-  std::memcpy(&v4, name.data(), std::min(name.size(), sizeof v4));
-  ::inet_ntop(AF_INET, &v4.sin_addr, text.data(), text.size());
-  return fmt::format("{}:{}", text.data(), ntohs(v4.sin_port));
-}
-
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
   const auto copy = ctx.process.pidfd().get_fd(file.number());
   if (!copy.ok()) return {};
@@ -89,8 +61,8 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   wire::UdpState state;
   state.set_domain(file.socket->domain);
   state.set_protocol(file.socket->protocol);
-  state.set_local(read_name(copy.get(), ::getsockname));
-  state.set_remote(read_name(copy.get(), ::getpeername));
+  state.set_local(read_inet_name(copy.get(), ::getsockname));
+  state.set_remote(read_inet_name(copy.get(), ::getpeername));
   *state.mutable_options() = TRY(capture_socket_options(
       copy.get(), file.subject(), {socket_level_options(), ip_level_options(), kUdpLevel}));
   pollfd ready{copy.get(), POLLIN, 0};
@@ -109,8 +81,8 @@ std::string identity(std::string_view message) {
 
 Result<wire::UdpState> parse(std::string_view message) {
   auto state = TRY(parse_message<wire::UdpState>(kRoom, message));
-  const size_t size = state.domain() == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
-  const bool family = state.domain() == AF_INET || state.domain() == AF_INET6;
+  const size_t size = inet_name_size(state.domain());
+  const bool family = size != 0;
   const bool protocol = state.protocol() == IPPROTO_UDP || state.protocol() == IPPROTO_UDPLITE;
   const auto fits = [&](const std::string& name) { return name.empty() || name.size() == size; };
   if (family && protocol && fits(state.local()) && fits(state.remote())) return state;
@@ -120,8 +92,8 @@ Result<wire::UdpState> parse(std::string_view message) {
 
 std::string subject(const wire::UdpState& state) {
   if (state.local().empty()) return "an unbound UDP socket";
-  return "UDP socket " + to_text(state.local()) +
-         (state.remote().empty() ? "" : " to " + to_text(state.remote()));
+  return "UDP socket " + inet_name_text(state.local()) +
+         (state.remote().empty() ? "" : " to " + inet_name_text(state.remote()));
 }
 
 Result<int> prepare(BuildContext&, std::string_view message) {
@@ -150,8 +122,7 @@ Status set_transparent(int fd, const wire::UdpState& state, bool on) {
 Status use_name(int fd, const wire::UdpState& state, const std::string& name, const char* what,
                 int (*call)(int, const sockaddr*, socklen_t)) {
   if (name.empty()) return {};
-  sockaddr_storage address{};
-  std::memcpy(&address, name.data(), name.size());
+  const sockaddr_storage address = to_sockaddr(name);
   if (call(fd, reinterpret_cast<const sockaddr*>(&address), static_cast<socklen_t>(name.size())) == 0)
     return {};
   Error error = fail_errno(what, subject(state));

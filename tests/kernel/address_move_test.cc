@@ -3,8 +3,9 @@
 
 #include <map>
 
+#include "engine/state/inet_name.h"
+#include "engine/state/tcp_repair.h"
 #include "tests/kernel/address_fixture.h"
-#include "tests/support/tcp_repair.h"
 
 namespace godwit::address {
 namespace {
@@ -67,7 +68,7 @@ void AddressMove::move(size_t from, size_t to) {
   costs_.mark(nullptr);
   ASSERT_OK(source->freeze());
   costs_.mark("4 source: freeze");
-  const Result<test::TcpSnapshot> snapshot = test::capture(server_->socket());
+  const Result<state::TcpSnapshot> snapshot = state::capture_connection(server_->socket());
   ASSERT_OK(snapshot);
   costs_.mark("5 source: capture socket");
   {
@@ -80,12 +81,12 @@ void AddressMove::move(size_t from, size_t to) {
   auto destination = AddressMoveDestination::plan({service_});
   ASSERT_OK(destination);
   costs_.mark("7 destination: plan");
-  Result<Fd> rebuilt = test::rebuild(snapshot.value());
-  ASSERT_OK(rebuilt);
+  Fd rebuilt(::socket(state::to_sockaddr(snapshot.value().local).ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  ASSERT_OK(state::restore_connection(rebuilt.get(), snapshot.value()));
   costs_.mark("8 destination: rebuild socket");
   ASSERT_OK(destination->claim());
   costs_.mark("9 destination: claim");
-  ASSERT_OK(test::resume(rebuilt->get(), snapshot.value()));
+  ASSERT_OK(state::resume_connection(rebuilt.get(), snapshot.value()));
   {
     // The frozen original still has its socket: exactly what early demultiplexing would find.
     const test::AsHost inside(host(from).network.get());
@@ -96,7 +97,7 @@ void AddressMove::move(size_t from, size_t to) {
   ASSERT_OK(destination->announce());
   costs_.mark("B destination: announce");
   add_retransmissions(server_->socket());
-  server_->go_on(rebuilt.take());
+  server_->go_on(std::move(rebuilt));
   ASSERT_TRUE(client_->wait_for(512 * 1024));
   const test::AsHost inside(host(from).network.get());
   costs_.mark(nullptr);

@@ -17,6 +17,7 @@
 
 #include "engine/state/memory_objects.h"
 #include "engine/tracee/memory.h"
+#include "engine/wire/rooms_tcp.pb.h"
 
 namespace godwit::state {
 namespace {
@@ -99,6 +100,7 @@ std::string print_payload(const wire::Description& d, Ordinals& ordinal) {
                 [](const auto& a, const auto& b) { return a.number() < b.number(); });
     });
   if (d.room() == "udp") return printed<wire::UdpState>(d.payload(), [](auto&) {});
+  if (d.room() == "tcp") return printed<wire::TcpState>(d.payload(), [](auto&) {});
   if (d.room() == "eventfd") return printed<wire::EventFdState>(d.payload(), [](auto&) {});
   if (d.room() == "signalfd") return printed<wire::SignalFdState>(d.payload(), [](auto&) {});
   if (d.room() == "device-file") return printed<wire::DeviceFileState>(d.payload(), [](auto&) {});
