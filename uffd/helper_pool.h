@@ -2,6 +2,8 @@
 // scan. Thread: run() from one thread at a time.
 #pragma once
 
+#include <sched.h>
+
 #include <condition_variable>
 #include <functional>
 #include <mutex>
@@ -25,13 +27,16 @@ class HelperPool {
 
  private:
   void serve(unsigned index);
+  void keep_off_this_cpu();
 
   std::mutex mutex_;
   std::condition_variable started_, finished_;
   const std::function<void(unsigned)>* work_ = nullptr;
   uint64_t generation_ = 0;
-  unsigned running_ = 0;
+  unsigned active_ = 0;
   bool ending_ = false;
+  cpu_set_t allowed_{};
+  int avoided_cpu_ = -1;
   std::vector<std::thread> threads_;
 };
 

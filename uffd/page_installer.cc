@@ -28,6 +28,11 @@ Result<Fd> open_proc(pid_t pid, const char* name, int flags) {
   return error;
 }
 
+iovec remote_iovec(RemoteAddr at, size_t size) {
+  return {reinterpret_cast<void*>(at.value()),
+          size};  // NOLINT(performance-no-int-to-ptr): another process's address
+}
+
 std::string subject(pid_t pid, RemoteAddr at) {
   return fmt::format("pid {} at {}", pid, at);
 }
@@ -154,7 +159,7 @@ Status PageInstaller::zero_missing(AddressRange range) const {
 Status PageInstaller::write(RemoteAddr at, std::span<const std::byte> bytes) const {
   while (!bytes.empty()) {
     const iovec local{const_cast<std::byte*>(bytes.data()), bytes.size()};
-    const iovec remote{reinterpret_cast<void*>(at.value()), bytes.size()};
+    const iovec remote = remote_iovec(at, bytes.size());
     ssize_t done = ::process_vm_writev(pid_, &local, 1, &remote, 1, 0);
     if (done < 0 && errno != EFAULT) return fail_errno("process_vm_writev", subject(pid_, at));
     if (done <= 0) {
@@ -232,7 +237,7 @@ Status PageInstaller::read(std::span<const Piece> plan) const {
   while (!plan.empty()) {
     for (size_t i = 0; i < plan.size(); i++) {
       local[i] = {plan[i].out.data(), plan[i].out.size()};
-      remote[i] = {reinterpret_cast<void*>(plan[i].at.value()), plan[i].out.size()};
+      remote[i] = remote_iovec(plan[i].at, plan[i].out.size());
     }
     const ssize_t got = ::process_vm_readv(pid_, local.data(), plan.size(), remote.data(), plan.size(), 0);
     if (got < 0 && errno != EFAULT) return fail_errno("process_vm_readv", subject(pid_, plan[0].at));

@@ -63,6 +63,7 @@ Status scan_pagemap(int pagemap_fd, AddressRange range, const ScanQuery& query,
   arg.end = range.end.value();
   arg.vec = reinterpret_cast<uint64_t>(scratch.data());
   arg.vec_len = scratch.size();
+  arg.category_inverted = query.inverted;
   arg.category_mask = query.all;
   arg.category_anyof_mask = query.any;
   arg.return_mask = query.report;

@@ -16,13 +16,15 @@
 
 namespace godwit::uffd {
 
-/// Categories are uapi::kPageIs*. A page matches when it has all of `all` and, unless zero, one of `any`.
+/// Categories are uapi::kPageIs*. A page matches when it has all of `all` and, unless zero, one of `any`; a
+/// category in `inverted` counts as had where the page lacks it.
 struct ScanQuery {
   uint64_t flags = 0;  ///< uapi::kPmScanWpMatching: written matches become write-protected
                        ///< uapi::kPmScanCheckWpAsync: an area without async write-protection is an error
   uint64_t all = 0;
   uint64_t any = 0;
   uint64_t report = 0;  ///< the categories that the answer tells
+  uint64_t inverted = 0;
 };
 
 /// Sorted and disjoint; neighbours with equal categories are joined.

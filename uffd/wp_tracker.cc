@@ -12,6 +12,29 @@ namespace godwit::uffd {
 namespace {
 
 constexpr uint64_t kPopulated = uapi::kPageIsPresent | uapi::kPageIsSwapped;
+constexpr uint64_t kHugePage = 2_MiB;
+constexpr uint64_t kReleaseStep = 16_MiB;  // 0.4 ms of write-locked mm
+constexpr uint64_t kReleaseSteps = 4096;   // at most, for one area, however sparse and large
+
+struct Area {
+  AddressRange range;
+  bool private_file;
+};
+
+Result<std::vector<Area>> read_areas(pid_t pid) {
+  const std::string maps = TRY(read_file(fmt::format("/proc/{}/maps", pid)));
+  std::vector<Area> areas;
+  for (const std::string_view line : split(maps, '\n')) {
+    const std::vector<std::string_view> words = split(line, ' ');  // range perms offset device inode [path]
+    if (words.size() < 5 || words[1].size() != 4) continue;
+    const std::vector<std::string_view> ends = split(words[0], '-');
+    const auto start = parse_number(ends.front(), 16);
+    const auto end = parse_number(ends.back(), 16);
+    if (!start || !end || *end > kUserSpaceEnd) continue;  // vsyscall lies above
+    areas.push_back({range_of(*start, *end), words[1][3] == 'p' && words[4] != "0"});
+  }
+  return areas;
+}
 
 bool has(const uapi::PageRegion& region, uint64_t category) {
   return (region.categories & category) != 0;
@@ -45,6 +68,15 @@ bool is_marker(uint64_t entry) {
   return (entry & kSwap) != 0 && (entry & 31) == kMarkerType;
 }
 
+PageRuns clip_runs(const PageRuns& runs, AddressRange range) {
+  PageRuns clipped;
+  for (PageRun run : runs) {
+    run.range = intersect(run.range, range);
+    if (!run.range.empty()) clipped.push_back(run);
+  }
+  return clipped;
+}
+
 bool before(const AddressRange& area, RemoteAddr at) {
   return area.end <= at;
 }
@@ -68,6 +100,23 @@ PageRuns merge_runs(const PageRuns& newer, const PageRuns& older) {
   std::sort(merged.begin(), merged.end(),
             [](const PageRun& a, const PageRun& b) { return a.range.start < b.range.start; });
   return merged;
+}
+
+PageRuns mark_written(const PageRuns& runs, const PageRuns& owed) {
+  if (owed.empty()) return runs;
+  PageRuns marked;
+  for (const PageRun& run : runs) {
+    PageRuns pieces = clip_runs(owed, run.range);
+    for (PageRun& piece : pieces) {
+      const AddressRange range = piece.range;
+      piece = run;
+      piece.range = range;
+      piece.written = true;
+    }
+    const PageRuns whole = merge_runs(pieces, {run});
+    marked.insert(marked.end(), whole.begin(), whole.end());
+  }
+  return marked;
 }
 
 Result<WpTracker> WpTracker::create(pid_t pid, Fd fresh, unsigned scan_threads) {
@@ -124,17 +173,28 @@ Status WpTracker::register_one(AddressRange range, std::vector<AddressRange>& un
 /// A new mapping cannot escape: it is not tracked, and a scan meets it only after track() has come through
 /// here again.
 Status WpTracker::learn_file_areas() {
-  const std::string maps = TRY(read_file(fmt::format("/proc/{}/maps", pid_)));
   file_areas_.clear();
-  for (const std::string_view line : split(maps, '\n')) {
-    const std::vector<std::string_view> words = split(line, ' ');  // range perms offset device inode [path]
-    if (words.size() < 5 || words[1].size() != 4 || words[1][3] != 'p' || words[4] == "0") continue;
-    const std::vector<std::string_view> ends = split(words[0], '-');
-    const auto start = parse_number(ends.front(), 16);
-    const auto end = parse_number(ends.back(), 16);
-    if (start && end) file_areas_.push_back(range_of(*start, *end));
+  for (const Area& area : TRY(read_areas(pid_))) {
+    if (area.private_file) file_areas_.push_back(area.range);
   }
   return {};
+}
+
+void WpTracker::release() {
+  const Result<std::vector<Area>> areas = read_areas(pid_);
+  if (areas.ok()) {
+    for (const Area& area : areas.value()) {
+      // Whole huge pages: an area cut within one would split it.
+      const uint64_t step = std::max(kReleaseStep, area.range.size() / kReleaseSteps) & ~(kHugePage - 1);
+      for (RemoteAddr at = area.range.start; at < area.range.end;) {
+        const RemoteAddr next = std::min(area.range.end, RemoteAddr((at.value() + step) & ~(kHugePage - 1)));
+        // Areas that were never registered, or cannot be, answer with errors of no interest.
+        (void)uffd_.unregister_range({at, next});
+        at = next;
+      }
+    }
+  }
+  uffd_ = Uffd();
 }
 
 uint64_t WpTracker::reported() const {
@@ -176,17 +236,10 @@ Result<PageRuns> WpTracker::collect(AddressRange range) {
 }
 
 PageRuns WpTracker::take_owed(AddressRange range) {
-  PageRuns taken, left;
-  for (const PageRun& run : owed_) {
-    const auto keep = [&run](PageRuns& list, AddressRange part) {
-      if (part.empty()) return;
-      list.push_back(run);
-      list.back().range = part;
-    };
-    keep(left, {run.range.start, std::min(run.range.end, range.start)});
-    keep(taken, intersect(run.range, range));
-    keep(left, {std::max(run.range.start, range.end), run.range.end});
-  }
+  PageRuns taken = clip_runs(owed_, range);
+  PageRuns left = clip_runs(owed_, {RemoteAddr(), range.start});
+  const PageRuns above = clip_runs(owed_, {range.end, RemoteAddr(UINT64_MAX)});
+  left.insert(left.end(), above.begin(), above.end());
   owed_ = std::move(left);
   return taken;
 }
@@ -194,24 +247,36 @@ PageRuns WpTracker::take_owed(AddressRange range) {
 Result<PageRuns> WpTracker::survey(AddressRange range) {
   regions_.clear();
   TRY(scan(range, ScanQuery{0, 0, kPopulated, reported()}));
-  TRY(drop_markers(regions_));
+  TRY(settle_markers(regions_));
   TRY(uffd_.check_alive());
-  return to_runs(regions_);
+  std::erase_if(regions_, [](const uapi::PageRegion& region) { return !has(region, kPopulated); });
+  return mark_written(to_runs(regions_), clip_runs(owed_, range));
+}
+
+Result<PageRuns> WpTracker::last_pass(AddressRange range) {
+  // Written or not present: clean pages, the bulk, match nothing and cost no output.
+  ScanQuery query{0, 0, uapi::kPageIsWritten | uapi::kPageIsPresent, reported()};
+  query.inverted = uapi::kPageIsPresent;
+  regions_.clear();
+  TRY(scan(range, query));
+  TRY(settle_markers(regions_));
+  TRY(uffd_.check_alive());
+  return merge_runs(to_runs(regions_), clip_runs(owed_, range));
 }
 
 /// KERNEL: in a private file mapping a discarded page that was write-protected leaves a marker behind, which
 /// the scan reports as swapped. Taken for a page, it would hide the discard and old contents would show
 /// through.
-Status WpTracker::drop_markers(PageRegions& regions) {
+Status WpTracker::settle_markers(PageRegions& regions) {
   const auto doubtful = [](const uapi::PageRegion& r) {
     return has(r, uapi::kPageIsSwapped) && !has(r, uapi::kPageIsGuard);
   };
   if (std::none_of(regions.begin(), regions.end(), doubtful)) return {};
-  PageRegions kept;
+  PageRegions settled;
   std::array<uint64_t, 512> entries;
   for (const uapi::PageRegion& region : regions) {
     if (!doubtful(region)) {
-      append_region(kept, region);
+      append_region(settled, region);
       continue;
     }
     for (uint64_t at = region.start; at < region.end;) {
@@ -223,11 +288,12 @@ Status WpTracker::drop_markers(PageRegions& regions) {
                           got < 0 ? errno : ESRCH);
       }
       for (size_t i = 0; i < static_cast<size_t>(got) / sizeof entries[0]; i++, at += kPageSize) {
-        if (!is_marker(entries[i])) append_region(kept, {at, at + kPageSize, region.categories});
+        const uint64_t gone = is_marker(entries[i]) ? uapi::kPageIsSwapped : 0;
+        append_region(settled, {at, at + kPageSize, region.categories & ~gone});
       }
     }
   }
-  regions = std::move(kept);
+  regions = std::move(settled);
   return {};
 }
 

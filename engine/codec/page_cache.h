@@ -2,12 +2,12 @@
 // encoder, which belongs to one channel; since channels are partitioned by address, caches share nothing.
 // Single thread.
 //
-// Set-associative: a key may stand in any of 8 ways of the one set that its hash names. The order of eviction
-// follows from how a migration looks at memory: every round walks the dirty pages once, in order. Plain LRU
-// would then, as soon as the dirty pages outgrow the budget by a little, always throw out the page that comes
-// next and never hit. So a page that was used in this round or the one before is not evicted: what does not
-// fit is not kept, and the hits are the budget's share of the dirty pages, not none. A page that a whole
-// round did not touch is stale and goes first, the oldest before others.
+// Set-associative: a key may stand in any of 8 ways of the one set that its address names. The order of
+// eviction follows from how a migration looks at memory: every round walks the dirty pages once, in order.
+// Plain LRU would then, as soon as the dirty pages outgrow the budget by a little, always throw out the page
+// that comes next and never hit. So a page that was used in this round or the one before is not evicted: what
+// does not fit is not kept, and the hits are the budget's share of the dirty pages, not none. A page that a
+// whole round did not touch is stale and goes first, the oldest before others.
 //
 // The budget is the upper bound of real memory, tags included. Nothing is touched before it is used: an empty
 // cache costs address space alone.

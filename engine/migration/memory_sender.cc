@@ -118,28 +118,53 @@ Result<PageRuns> MemorySender::collect() {
 
 Result<MemorySender::LastPass> MemorySender::survey() {
   LastPass last;
-  PageSet missing = held_;
+  const auto touches = [](const std::vector<AddressRange>& list, AddressRange range) {
+    return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
+  };
   for (const Vma& vma : layout_) {
     if (!carried(vma)) continue;
-    const bool blind = std::any_of(untrackable_.begin(), untrackable_.end(),
-                                   [&](AddressRange u) { return u.overlaps(vma.range); });
-    for (const PageRun& run : TRY(tracker_.survey(vma.range))) {
-      if (run.guard) last.guards.push_back(run.range);
-      if (!run.present || (run.file && vma.kind != VmaKind::kFileShared)) continue;
-      missing.erase(run.range);
-      const bool fresh =
-          std::any_of(fresh_.begin(), fresh_.end(), [&](AddressRange f) { return f.overlaps(run.range); });
-      if (!run.written && !blind && !fresh) continue;
-      if (vma.kind == VmaKind::kFileShared)
-        shared_files_.insert(run.range);
-      else
-        last.written.push_back(run);
-    }
+    // Where nothing tells written from clean, every populated page counts as written.
+    const bool blind = touches(untrackable_, vma.range) || touches(fresh_, vma.range);
+    if (blind) TRY(survey_all(vma, last));
+    else TRY(survey_changes(vma, last));
   }
   for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
-  last.discarded = missing.runs();
   for (const AddressRange& range : last.discarded) counts_.discarded += range.pages();
   return last;
+}
+
+void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& last) {
+  if (run.guard) last.guards.push_back(run.range);
+  if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) return;
+  if (vma.kind == VmaKind::kFileShared) shared_files_.insert(run.range);
+  else last.written.push_back(run);
+}
+
+/// The cheap look: the kernel tells only what is written or absent.
+Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
+  for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
+    add_written(vma, run, last);
+    const bool clean_again = run.present && run.file;
+    if ((!run.present || clean_again) && !vma.shared) add_discarded(run.range, last);
+  }
+  return {};
+}
+
+Status MemorySender::survey_all(const Vma& vma, LastPass& last) {
+  PageSet missing;
+  for (const AddressRange& range : held_.runs_in(vma.range)) missing.insert(range);
+  for (const PageRun& run : TRY(tracker_.survey(vma.range))) {
+    add_written(vma, run, last);
+    if (run.present && !run.file) missing.erase(run.range);
+  }
+  if (vma.shared) return {};
+  for (const AddressRange& range : missing.runs()) last.discarded.push_back(range);
+  return {};
+}
+
+/// Of a range that is gone at the source, what the destination holds.
+void MemorySender::add_discarded(AddressRange range, LastPass& last) {
+  for (const AddressRange& held : held_.runs_in(range)) last.discarded.push_back(held);
 }
 
 Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {

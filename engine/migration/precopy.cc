@@ -13,6 +13,10 @@
 namespace godwit::migration {
 namespace {
 
+/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection is resolved
+/// by the kernel itself, so that it sees writes of the kernel all the same.
+constexpr int kUserModeOnly = 1;
+
 /// The fixed part of a freeze, until one was measured: capture, finish and two round trips.
 constexpr Nanos kStateCost = std::chrono::milliseconds(3);
 
@@ -24,13 +28,15 @@ wire::LayoutMessage to_message(const Layout& layout, uint32_t round) {
   return message;
 }
 
-size_t lane_of(RemoteAddr at, size_t lanes) { return (at.value() >> 21) % lanes; }
+size_t lane_of(RemoteAddr at, size_t lanes) {
+  return (at.value() >> 21) % lanes;
+}
 
 }  // namespace
 
 Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process, const state::Intent& intent,
-                                                 std::vector<wire::RecordWriter*> writers, PrecopyOptions options,
-                                                 Barrier barrier) {
+                                                 std::vector<wire::RecordWriter*> writers,
+                                                 PrecopyOptions options, Barrier barrier) {
   std::unique_ptr<Precopy> made(
       new Precopy(process, intent, std::move(writers), std::move(options), std::move(barrier)));
   made->started_ = monotonic_now();
@@ -45,16 +51,18 @@ Precopy::~Precopy() {
   disarm();
 }
 
-// ---- arm ---------------------------------------------------------------------------------------------------------
+// ---- arm
+// ---------------------------------------------------------------------------------------------------------
 
-/// A userfaultfd belongs to the address space of its maker, so the target makes it; once it is taken out, the target's
-/// own number is closed. The process stands still for some 100 us.
+/// A userfaultfd belongs to the address space of its maker, so the target makes it; once it is taken out, the
+/// target's own number is closed. The process stands still for some 100 us.
 Status Precopy::arm() {
   TRY(fault_point("arm"));
   auto frozen = TRY(tracee::Frozen::freeze(process_));
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;
-  const size_t made = make.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}, "userfaultfd in the target");
+  const size_t made = make.call(
+      SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
   TRY(injector->run(process_.pid(), make));
   const int number = static_cast<int>(make.result(made));
   TRY(fault_point("armed-inside"));
@@ -65,7 +73,8 @@ Status Precopy::arm() {
   TRY(injector->finish());
   TRY(frozen.finish());
 
-  tracker_ = std::make_unique<uffd::WpTracker>(TRY(uffd::WpTracker::create(process_.pid(), TRY(std::move(taken)))));
+  tracker_ =
+      std::make_unique<uffd::WpTracker>(TRY(uffd::WpTracker::create(process_.pid(), TRY(std::move(taken)))));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (wire::RecordWriter* writer : writers_)
     lanes.push_back(TRY(Lane::create(*writer, options_.cache_bytes / writers_.size())));
@@ -77,10 +86,12 @@ Status Precopy::arm() {
 
 void Precopy::disarm() {
   sender_.reset();
+  if (tracker_) tracker_->release();
   tracker_.reset();
 }
 
-// ---- describe ----------------------------------------------------------------------------------------------------
+// ---- describe
+// ----------------------------------------------------------------------------------------------------
 
 Status Precopy::describe() {
   TRY(fault_point("describe-source"));
@@ -89,7 +100,8 @@ Status Precopy::describe() {
   TRY(announce_objects(files));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
   TRY(sender_->follow(layout_, false));
-  state::CaptureContext live{.process = process_, .memory = *memory_, .intent = intent_, .layout = layout_, .files = files};
+  state::CaptureContext live{
+      .process = process_, .memory = *memory_, .intent = intent_, .layout = layout_, .files = files};
   TRY(state::capture_all(live, [&](const wire::RoomState& message) {
     return writers_.front()->write_message(wire::RecordType::kDescription, message);
   }));
@@ -112,7 +124,8 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   return sender_->follow(layout_, frozen);
 }
 
-// ---- rounds ------------------------------------------------------------------------------------------------------
+// ---- rounds
+// ------------------------------------------------------------------------------------------------------
 
 Status Precopy::rounds() {
   for (;;) {
@@ -122,19 +135,25 @@ Status Precopy::rounds() {
     const Forecast ahead = forecast(last, kStateCost);
     tell("pre-copy", ahead);
     switch (decide(last, ahead, options_.limits, monotonic_now() - started_)) {
-      case Decision::kContinue: break;
-      case Decision::kFreeze: return {};
+      case Decision::kContinue:
+        break;
+      case Decision::kFreeze:
+        return {};
       default:
-        return fail(ErrorKind::kNotConverged, "converge",
-                    fmt::format("pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
-                                process_.pid(), next_round_, ahead.dirty_pages_per_second,
-                                to_micros(ahead.downtime) / 1000, to_micros(options_.limits.downtime) / 1000),
-                    "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, or move it when it writes less");
+        return fail(
+            ErrorKind::kNotConverged, "converge",
+            fmt::format(
+                "pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
+                process_.pid(), next_round_, ahead.dirty_pages_per_second, to_micros(ahead.downtime) / 1000,
+                to_micros(options_.limits.downtime) / 1000),
+            "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, or move it when it writes less");
     }
   }
 }
 
-Status Precopy::one_more_round() { return round(next_round_++); }
+Status Precopy::one_more_round() {
+  return round(next_round_++);
+}
 
 Status Precopy::round(uint32_t number) {
   TRY(fault_point("round"));
@@ -164,13 +183,17 @@ Status Precopy::round(uint32_t number) {
   return {};
 }
 
-uint64_t Precopy::wire_bytes() const { return sender_->wire_bytes(); }
+uint64_t Precopy::wire_bytes() const {
+  return sender_->wire_bytes();
+}
 
 Status Precopy::check_cancelled() const {
   if (options_.cancelled != nullptr && options_.cancelled->load())
-    return fail(ErrorKind::kCancelled, "migrate", fmt::format("pid {}", process_.pid()), "the original runs on");
+    return fail(ErrorKind::kCancelled, "migrate", fmt::format("pid {}", process_.pid()),
+                "the original runs on");
   if (process_.pidfd().exited())
-    return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()), "the process ended by itself");
+    return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()),
+                "the process ended by itself");
   return {};
 }
 
@@ -179,11 +202,12 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
   const RoundStats& last = report_.rounds.back();
   const double seconds = std::chrono::duration<double>(last.duration).count();
   options_.progress({phase, last.round, last.pages, wire_bytes(),
-                     seconds > 0 ? static_cast<double>(last.wire_bytes) / seconds : 0, ahead.dirty_pages_per_second,
-                     ahead.downtime});
+                     seconds > 0 ? static_cast<double>(last.wire_bytes) / seconds : 0,
+                     ahead.dirty_pages_per_second, ahead.downtime});
 }
 
-// ---- the freeze --------------------------------------------------------------------------------------------------
+// ---- the freeze
+// --------------------------------------------------------------------------------------------------
 
 Status Precopy::freeze() {
   TRY(check_cancelled());
@@ -198,6 +222,7 @@ Status Precopy::freeze() {
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
   TRY(fault_point("frozen"));
+  if (options_.on_frozen) TRY(options_.on_frozen());
   std::vector<wire::RoomState> states;
   TRY(capture(states));
   TRY(send_states(states));
@@ -206,14 +231,18 @@ Status Precopy::freeze() {
   return last_pass();
 }
 
-/// KERNEL: VmFlags come from smaps, which walks the page tables; maps costs microseconds. Flags of areas known from the
-/// last round are taken from there, and only an area that is new makes us walk.
+/// KERNEL: VmFlags come from smaps, which walks the page tables; maps costs microseconds. Flags of areas
+/// known from the last round are taken from there, and only an area that is new makes us walk.
 Status Precopy::capture(std::vector<wire::RoomState>& states) {
   Layout layout = TRY(process_.layout());
   if (!state::inherit_details(layout, layout_)) layout = TRY(process_.detailed_layout());
   auto injector = TRY(tracee::Injector::create(*frozen_));
-  captured_.emplace(state::CaptureContext{.process = process_, .memory = *memory_, .intent = intent_, .layout = layout,
-                                          .files = TRY(state::read_open_files(process_)), .frozen = &*frozen_,
+  captured_.emplace(state::CaptureContext{.process = process_,
+                                          .memory = *memory_,
+                                          .intent = intent_,
+                                          .layout = layout,
+                                          .files = TRY(state::read_open_files(process_)),
+                                          .frozen = &*frozen_,
                                           .runner = injector.get()});
   TRY(state::capture_all(*captured_, [&](const wire::RoomState& message) -> Status {
     states.push_back(message);
@@ -259,6 +288,10 @@ Status Precopy::last_pass() {
   report_.raw_bytes = sender_->raw_bytes();
   report_.wire_bytes = wire_bytes();
   return {};
+}
+
+void Precopy::forget_undo() {
+  if (captured_) captured_->undo.clear();
 }
 
 Status Precopy::thaw() {

@@ -1,11 +1,12 @@
-// Iterative pre-copy on the source: one process, one stream, until it is frozen and everything is sent. Knows nothing
-// of the handover, so that a checkpoint is the same pipeline with a file behind it.
+// Iterative pre-copy on the source: one process, one stream, until it is frozen and everything is sent. Knows
+// nothing of the handover, so that a checkpoint is the same pipeline with a file behind it.
 //
-//   arm       the tracker sees writes from here on        INVARIANT: what is written after it is collected later
-//   describe  layout, objects, rooms as they are now      the destination builds its shell from it
+//   arm       the tracker sees writes from here on        INVARIANT: what is written after it is collected
+//   later describe  layout, objects, rooms as they are now      the destination builds its shell from it
 //   round 0   every page that holds data
-//   round n   what was written since, and layout changes  INVARIANT: held by the peer = sent, minus written since
-//   freeze    capture all rooms, survey, last pages       INVARIANT: the peer holds exactly the frozen process
+//   round n   what was written since, and layout changes  INVARIANT: held by the peer = sent, minus written
+//   since freeze    capture all rooms, survey, last pages       INVARIANT: the peer holds exactly the frozen
+//   process
 //
 // One thread (it becomes the tracer). Whatever fails, thaw() and disarm() leave the process as it was.
 #pragma once
@@ -30,8 +31,8 @@ namespace godwit::migration {
 struct PrecopyOptions {
   Limits limits;
   size_t cache_bytes = 64_MiB;
-  uint32_t max_bad_instants = 200;
   OnProgress progress;
+  std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
   const std::atomic<bool>* cancelled = nullptr;
 };
 
@@ -42,21 +43,24 @@ class Precopy {
 
   /// `writers`: one a channel, the first is the control channel's. All borrowed.
   static Result<std::unique_ptr<Precopy>> create(const tracee::Process& process, const state::Intent& intent,
-                                                 std::vector<wire::RecordWriter*> writers, PrecopyOptions options,
-                                                 Barrier barrier);
+                                                 std::vector<wire::RecordWriter*> writers,
+                                                 PrecopyOptions options, Barrier barrier);
   ~Precopy();
 
   Status arm();
   Status describe();
-  /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the sinks'.
+  /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the
+  /// sinks'.
   Status rounds();
-  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad instant, after
-  /// which the caller thaws, does another round and tries again.
+  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad
+  /// instant, after which the caller thaws, does another round and tries again.
   Status freeze();
   Status one_more_round();
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
+  /// For the one end at which nothing may be undone (in doubt): the process stays stopped as it is.
+  void forget_undo();
   /// Drops the tracker. After it no trace of us is left in the process.
   void disarm();
 
@@ -65,9 +69,12 @@ class Precopy {
   [[nodiscard]] Nanos frozen_at() const { return frozen_at_; }
 
  private:
-  Precopy(const tracee::Process& process, const state::Intent& intent, std::vector<wire::RecordWriter*> writers,
-          PrecopyOptions options, Barrier barrier)
-      : process_(process), intent_(intent), writers_(std::move(writers)), options_(std::move(options)),
+  Precopy(const tracee::Process& process, const state::Intent& intent,
+          std::vector<wire::RecordWriter*> writers, PrecopyOptions options, Barrier barrier)
+      : process_(process),
+        intent_(intent),
+        writers_(std::move(writers)),
+        options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
   Status send_layout(Layout layout, uint32_t round, bool frozen);

@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,8 +21,30 @@
 namespace godwit::migration {
 namespace {
 
-/// Descriptors are parked from here until the process' own numbers are placed.
-constexpr int kParkingBase = 1 << 16;
+/// Descriptors are parked from here until the process' own numbers are placed; within the hard limit of this
+/// engine, whose soft limit is raised to it.
+int parking_base() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int>(std::min<rlim_t>(limit.rlim_max / 2, 1 << 16));
+}
+
+/// Is any id of the process, or of one of its threads, in use in this pid namespace?
+bool any_taken(const wire::ProcessNode& node) {
+  const auto taken = [](int id) { return ::access(fmt::format("/proc/{}", id).c_str(), F_OK) == 0; };
+  return taken(node.pid()) || std::any_of(node.tids().begin(), node.tids().end(), taken);
+}
+
+/// Where a `syscall` instruction stands in the vdso, which is the same in every process of this kernel.
+Result<uint64_t> syscall_in_vdso(uint64_t size) {
+  const auto* own = reinterpret_cast<const unsigned char*>(::getauxval(AT_SYSINFO_EHDR));
+  for (uint64_t i = 0; own != nullptr && i + 1 < size; ++i) {
+    if (own[i] == 0x0f && own[i + 1] == 0x05) return i;
+  }
+  return fail(ErrorKind::kUnsupported, "find a syscall instruction", "the vdso of this kernel");
+}
 
 Error in_record(Error error, const wire::Record& record) {
   error.subject = error.subject.empty() ? record.name() : error.subject + " in " + record.name();
@@ -33,7 +57,8 @@ uffd::Absent absent_at(const Layout& layout, RemoteAddr at) {
   return vma != nullptr && vma->kind == VmaKind::kAnonymous ? uffd::Absent::kZero : uffd::Absent::kOther;
 }
 
-/// Areas whose first arrivals go by UFFDIO_COPY: private anonymous memory, except where faults make huge pages.
+/// Areas whose first arrivals go by UFFDIO_COPY: private anonymous memory, except where faults make huge
+/// pages.
 std::vector<AddressRange> fresh_ranges(const Layout& layout) {
   std::vector<AddressRange> ranges;
   for (const Vma& vma : layout) {
@@ -66,23 +91,25 @@ Rebuild::~Rebuild() {
 }
 
 Status Rebuild::on_shell(const std::function<Status(state::BuildContext&)>& work) {
-  if (!shell_) return fail(ErrorKind::kCorrupt, "rebuild a process", "", "the stream has no inventory before this");
+  if (!shell_)
+    return fail(ErrorKind::kCorrupt, "rebuild a process", "", "the stream has no inventory before this");
   return thread_->call([&] { return work(*context_); });
 }
 
-// ---- the shell ---------------------------------------------------------------------------------------------------
+// ---- the shell
+// ---------------------------------------------------------------------------------------------------
 
 Status Rebuild::begin(const wire::Inventory& inventory) {
-  if (shell_) return fail(ErrorKind::kCorrupt, "rebuild a process", "inventory", "the stream has a second inventory");
+  if (shell_)
+    return fail(ErrorKind::kCorrupt, "rebuild a process", "inventory", "the stream has a second inventory");
   if (inventory.tree().nodes_size() != 1)
     return fail(ErrorKind::kUnsupported, "rebuild a process tree",
-                fmt::format("{} processes", inventory.tree().nodes_size()), "this version moves single processes");
+                fmt::format("{} processes", inventory.tree().nodes_size()),
+                "this version moves single processes");
   for (const std::string& address : inventory.moved_addresses()) intent_.moved_addresses.push_back(address);
   thread_ = TRY(tracee::ShellThread::start());
-  Status made = spawn(inventory, where_ == PidNamespace::kNew);
-  const bool taken = !made.ok() && made.error().err == EEXIST;
-  if (taken && where_ == PidNamespace::kAuto) made = spawn(inventory, true);
-  TRY(std::move(made));
+  const bool taken = where_ == PidNamespace::kAuto && any_taken(inventory.tree().nodes(0));
+  TRY(spawn(inventory, taken || where_ == PidNamespace::kNew));
   installer_ = TRY(uffd::PageInstaller::create(pid_));
   return {};
 }
@@ -97,33 +124,46 @@ Status Rebuild::spawn(const wire::Inventory& inventory, bool new_namespace) {
     shell_ = TRY(tracee::Shell::spawn(options));
     pid_ = shell_->pid();
     inner_pid_ = shell_->inner_pid();
-    context_ = std::make_unique<state::BuildContext>(state::BuildContext{.shell = *shell_, .pid = inner_pid_, .intent = intent_});
+    context_ = std::make_unique<state::BuildContext>(
+        state::BuildContext{.shell = *shell_, .pid = inner_pid_, .intent = intent_});
     context_->addresses_arrive_later = inventory.addresses_move();
-    context_->parking_base = kParkingBase;
+    context_->parking_base = parking_base();
     return {};
   });
 }
 
-// ---- records -----------------------------------------------------------------------------------------------------
+// ---- records
+// -----------------------------------------------------------------------------------------------------
 
 Status Rebuild::take(const wire::Record& record) {
   using enum wire::RecordType;
-  if (prepared_) return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "nothing may follow the end of the state");
+  if (prepared_)
+    return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(),
+                "nothing may follow the end of the state");
   switch (record.type) {
-    case kDescription: return describe(TRY(wire::parse<wire::RoomState>(record)));
-    case kLayout: return follow(TRY(wire::parse<wire::LayoutMessage>(record)));
-    case kPages: return install_pages(record);
-    case kObjectPages: return install_object_pages(record);
-    case kDiscard: return discard(TRY(wire::parse<wire::Discard>(record)));
+    case kDescription:
+      return describe(TRY(wire::parse<wire::RoomState>(record)));
+    case kLayout:
+      return follow(TRY(wire::parse<wire::LayoutMessage>(record)));
+    case kPages:
+      return install_pages(record);
+    case kObjectPages:
+      return install_object_pages(record);
+    case kDiscard:
+      return discard(TRY(wire::parse<wire::Discard>(record)));
     case kLastRound:
       if (installer_) installer_->end_fresh();
       return {};
-    case kState: return finish_state(TRY(wire::parse<wire::RoomState>(record)));
-    case kEndOfState: return seal();
+    case kState:
+      return finish_state(TRY(wire::parse<wire::RoomState>(record)));
+    case kEndOfState:
+      return seal();
     case kRoundBegin:
     case kRoundEnd:
-    case kFrozen: return {};
-    default: return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "it has no place here");
+    case kFrozen:
+      return {};
+    default:
+      return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "it has no place here");
   }
 }
 
@@ -176,12 +216,15 @@ Status Rebuild::begin_fresh() {
   return installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)), fresh_ranges(space_.layout()));
 }
 
-// ---- memory ------------------------------------------------------------------------------------------------------
+// ---- memory
+// ------------------------------------------------------------------------------------------------------
 
 Status Rebuild::install_pages(const wire::Record& record) {
-  if (!installer_) return fail(ErrorKind::kCorrupt, "install pages", record.name(), "no process is being built");
+  if (!installer_)
+    return fail(ErrorKind::kCorrupt, "install pages", record.name(), "no process is being built");
   auto batch = TRY(wire::PageBatchReader::open(record));
-  if (batch.process() != 0) return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
+  if (batch.process() != 0)
+    return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
   while (const auto entry = batch.next()) {
     Status installed = install_entry(*entry, record);
     if (!installed.ok()) return in_record(installed.take_error(), record);
@@ -192,11 +235,15 @@ Status Rebuild::install_pages(const wire::Record& record) {
 
 Status Rebuild::install_entry(const wire::PageEntry& entry, const wire::Record& record) {
   switch (entry.encoding) {
-    case wire::PageEncoding::kRaw: return installer_->install_run(entry.range(), entry.payload);
+    case wire::PageEncoding::kRaw:
+      return installer_->install_run(entry.range(), entry.payload);
     case wire::PageEncoding::kZero:
       return installer_->install_zeros(entry.range(), absent_at(space_.layout(), entry.range().start));
-    case wire::PageEncoding::kXbzrle: return install_delta(entry, record);
-    default: return fail(ErrorKind::kUnsupported, "install pages", fmt::format("{}", entry.range()), "encoding not negotiated");
+    case wire::PageEncoding::kXbzrle:
+      return install_delta(entry, record);
+    default:
+      return fail(ErrorKind::kUnsupported, "install pages", fmt::format("{}", entry.range()),
+                  "encoding not negotiated");
   }
 }
 
@@ -212,7 +259,8 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
   auto batch = TRY(wire::PageBatchReader::open(record));
   const auto object = objects_.find(batch.object());
   if (object == objects_.end())
-    return fail(ErrorKind::kCorrupt, "install pages of a shared object", record.name(), "the object was never announced");
+    return fail(ErrorKind::kCorrupt, "install pages of a shared object", record.name(),
+                "the object was never announced");
   static const std::vector<std::byte> kZeros(1_MiB);
   while (const auto entry = batch.next()) {
     if (entry->encoding == wire::PageEncoding::kRaw) {
@@ -223,7 +271,8 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
         TRY(write_at(object->second.get(), entry->at + done, std::span(kZeros).first(part), record));
       }
     } else {
-      return fail(ErrorKind::kUnsupported, "install pages of a shared object", record.name(), "encoding not negotiated");
+      return fail(ErrorKind::kUnsupported, "install pages of a shared object", record.name(),
+                  "encoding not negotiated");
     }
     pages_installed_ += entry->pages;
   }
@@ -235,12 +284,14 @@ Status Rebuild::discard(const wire::Discard& message) {
   const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
   tracee::Batch batch;
   for (const AddressRange& range : ranges)
-    batch.call(SYS_madvise, {range.start, range.size(), advice}, fmt::format("madvise {} of {}", advice, range));
+    batch.call(SYS_madvise, {range.start, range.size(), advice},
+               fmt::format("madvise {} of {}", advice, range));
   if (batch.empty()) return {};
   return on_shell([&](state::BuildContext& context) { return context.run(batch); });
 }
 
-// ---- the end -----------------------------------------------------------------------------------------------------
+// ---- the end
+// -----------------------------------------------------------------------------------------------------
 
 Status Rebuild::finish_state(const wire::RoomState& message) {
   TRY(fault_point("finish-state"));
@@ -268,12 +319,16 @@ Status Rebuild::seal() {
 Status Rebuild::resume() {
   CHECK(prepared_ && !released_);
   const Layout& layout = space_.layout();
-  const auto vdso = std::find_if(layout.begin(), layout.end(), [](const Vma& v) { return v.path == "[vdso]"; });
-  if (vdso == layout.end()) return fail(ErrorKind::kUnsupported, "resume a process", "its layout", "it has no vdso");
+  const auto vdso =
+      std::find_if(layout.begin(), layout.end(), [](const Vma& v) { return v.path == "[vdso]"; });
+  if (vdso == layout.end())
+    return fail(ErrorKind::kUnsupported, "resume a process", "its layout", "it has no vdso");
+  const RemoteAddr insn = vdso->range.start + TRY(syscall_in_vdso(vdso->range.size()));
   return on_shell([&](state::BuildContext& context) -> Status {
     for (const auto& action : context.at_resume) TRY(action());
-    TRY(shell_->release(vdso->range.start));
+    TRY(shell_->release(insn));
     released_ = true;
+    children_ = shell_->children();
     return {};
   });
 }

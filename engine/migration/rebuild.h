@@ -1,5 +1,6 @@
-// The destination's half of the pipeline: records -> decoder -> installer -> shell. One object is one process being
-// rebuilt, from a peer or from an image; it does not know which. Destroyed before resume(), it leaves nothing.
+// The destination's half of the pipeline: records -> decoder -> installer -> shell. One object is one process
+// being rebuilt, from a peer or from an image; it does not know which. Destroyed before resume(), it leaves
+// nothing.
 #pragma once
 
 #include <atomic>
@@ -37,18 +38,20 @@ class Rebuild {
   /// Makes the bare shell. Once, before any other record. Errors as Shell::spawn.
   Status begin(const wire::Inventory& inventory);
 
-  /// One record of the forward direction. Page records of different lanes may come from different threads at once;
-  /// all others come from the control lane's, and never while pages of an earlier barrier are still in flight.
-  /// Errors: Corrupt naming the record, and whatever the rebuilding meets.
+  /// One record of the forward direction. Page records of different lanes may come from different threads at
+  /// once; all others come from the control lane's, and never while pages of an earlier barrier are still in
+  /// flight. Errors: Corrupt naming the record, and whatever the rebuilding meets.
   Status take(const wire::Record& record);
 
   /// Everything has arrived and is in place; only resume() is missing.
   [[nodiscard]] bool prepared() const { return prepared_; }
-  /// Lets the process run. `before`: what has to happen on this thread right before (the address arrives).
+  /// Lets the process run. An error means that no thread of it has run.
   Status resume();
 
   [[nodiscard]] pid_t pid() const { return pid_; }  ///< as this engine sees it
   [[nodiscard]] pid_t inner_pid() const { return inner_pid_; }
+  /// What this engine has to reap after resume() (tracee::reap).
+  [[nodiscard]] const std::vector<pid_t>& children() const { return children_; }
   [[nodiscard]] uint64_t pages_installed() const { return pages_installed_; }
 
  private:
@@ -72,7 +75,7 @@ class Rebuild {
   pid_t inner_pid_ = 0;
   state::Intent intent_;
   std::unique_ptr<tracee::ShellThread> thread_;
-  std::unique_ptr<tracee::Shell> shell_;         ///< used and destroyed on thread_
+  std::unique_ptr<tracee::Shell> shell_;          ///< used and destroyed on thread_
   std::unique_ptr<state::BuildContext> context_;  ///< used on thread_
   state::AddressSpace space_;
   std::optional<uffd::PageInstaller> installer_;
@@ -80,6 +83,7 @@ class Rebuild {
   std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
   std::vector<wire::RoomState> deferred_;
   std::atomic<uint64_t> pages_installed_ = 0;
+  std::vector<pid_t> children_;
   bool prepared_ = false;
   bool released_ = false;
 };

@@ -11,13 +11,15 @@
 
 namespace godwit::migration {
 
-/// The blackout as the source sees it, from the first interrupt to the peer's word that it runs; the parts add up.
+/// The blackout as the source sees it, from the first interrupt to the peer's word that it runs; the parts
+/// add up.
 struct Downtime {
   Nanos freeze{};  ///< until every thread stands still
   Nanos scan{};    ///< finding what is dirty
   Nanos pages{};   ///< reading, encoding and sending it
   Nanos state{};   ///< capturing and sending registers and kernel objects
-  Nanos commit{};  ///< waiting until the peer has everything in place, making the stop permanent, sending COMMIT
+  Nanos commit{};  ///< waiting until the peer has everything in place, making the stop permanent, sending
+                   ///< COMMIT
   Nanos resume{};  ///< until the peer says that it runs
 
   [[nodiscard]] Nanos total() const { return freeze + scan + pages + state + commit + resume; }

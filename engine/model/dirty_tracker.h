@@ -24,6 +24,13 @@ class DirtyTracker {
   /// Every populated or written page of `range` with its state, changing nothing. For the last pass, target
   /// frozen.
   virtual Result<PageRuns> survey(AddressRange range) = 0;
+
+  /// The same, but only what is written, and (not `present`) what holds nothing: four times cheaper than a survey,
+  /// for its answer is short. Clean, populated pages are not told.
+  virtual Result<PageRuns> last_pass(AddressRange range) = 0;
+
+  /// Stops tracking, in pieces that never hold the target up for long. Afterwards the tracker is of no use.
+  virtual void release() = 0;
 };
 
 }  // namespace godwit

@@ -64,24 +64,37 @@ uint64_t PageSet::size() const {
   return pages;
 }
 
-std::vector<AddressRange> PageSet::runs() const {
-  std::vector<AddressRange> found;
-  for (const auto& [block, words] : blocks_) {
-    for (uint64_t word = 0; word < words.size(); ++word) {
-      uint64_t bits = words[word];
-      while (bits != 0) {
-        const auto from = static_cast<uint64_t>(std::countr_zero(bits));
-        const auto length = static_cast<uint64_t>(std::countr_one(bits >> from));
-        const uint64_t start = (block << kBlockShift) + ((word * 64 + from) << kPageShift);
-        const AddressRange run = range_of(start, start + (length << kPageShift));
-        if (!found.empty() && found.back().end == run.start)
-          found.back().end = run.end;
-        else
-          found.push_back(run);
-        bits &= ~mask(from, from + length);
+void PageSet::append_runs(uint64_t block, const Block& words, std::vector<AddressRange>& found) {
+  for (uint64_t word = 0; word < words.size(); ++word) {
+    uint64_t bits = words[word];
+    while (bits != 0) {
+      const auto from = static_cast<uint64_t>(std::countr_zero(bits));
+      const auto length = static_cast<uint64_t>(std::countr_one(bits >> from));
+      const uint64_t start = (block << kBlockShift) + ((word * 64 + from) << kPageShift);
+      const AddressRange run = range_of(start, start + (length << kPageShift));
+      if (!found.empty() && found.back().end == run.start) {
+        found.back().end = run.end;
+      } else {
+        found.push_back(run);
       }
+      bits &= ~mask(from, from + length);
     }
   }
+}
+
+std::vector<AddressRange> PageSet::runs() const {
+  std::vector<AddressRange> found;
+  for (const auto& [block, words] : blocks_) append_runs(block, words, found);
+  return found;
+}
+
+std::vector<AddressRange> PageSet::runs_in(AddressRange range) const {
+  std::vector<AddressRange> found;
+  const auto end = blocks_.lower_bound((range.end.value() + (uint64_t{1} << kBlockShift) - 1) >> kBlockShift);
+  for (auto at = blocks_.lower_bound(range.start.value() >> kBlockShift); at != end; ++at)
+    append_runs(at->first, at->second, found);
+  for (AddressRange& run : found) run = intersect(run, range);
+  std::erase_if(found, [](AddressRange run) { return run.empty(); });
   return found;
 }
 

@@ -20,11 +20,14 @@ class PageSet {
   [[nodiscard]] bool empty() const { return blocks_.empty(); }
   /// Maximal runs, ascending.
   [[nodiscard]] std::vector<AddressRange> runs() const;
+  /// The parts of the set inside `range`, maximal and ascending.
+  [[nodiscard]] std::vector<AddressRange> runs_in(AddressRange range) const;
   void clear() { blocks_.clear(); }
 
  private:
   static constexpr uint64_t kBlockShift = 21;
   using Block = std::array<uint64_t, 8>;
+  static void append_runs(uint64_t block, const Block& words, std::vector<AddressRange>& found);
   template <typename Change>
   void for_words(AddressRange range, const Change& change);
   std::map<uint64_t, Block> blocks_;  ///< by address >> 21; no empty block is kept

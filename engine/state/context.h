@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -37,6 +38,8 @@ struct CheckContext {
   const wire::HostFacts* destination;  ///< null when nobody was asked
 };
 
+class UnixDiag;
+
 struct CaptureContext {
   const tracee::Process& process;
   const tracee::Memory& memory;
@@ -48,6 +51,8 @@ struct CaptureContext {
   /// What must be put back if the migration is given up after this capture (TCP_REPAIR off, ...). Run in
   /// reverse.
   std::vector<std::function<void()>> undo;
+  std::shared_ptr<UnixDiag> unix_diag;  ///< opened by the first unix socket
+
 
   [[nodiscard]] pid_t pid() const { return process.pid(); }
 };
@@ -71,8 +76,12 @@ struct BuildContext {
   bool addresses_arrive_later = false;  ///< bind to addresses that this host gets only at the resume
   std::map<uint64_t, SharedObject> objects;
   /// The lowest number from which descriptors may be parked while the process' own numbers are not placed
-  /// yet.
+  /// yet. What stands below it when the descriptors room finishes, and is not the process's, is closed.
   int parking_base = 0;
+  /// Kept from prepare() to finish() by the descriptors room, all parked: open file descriptions by key, and
+  /// both ends of pipes and socket pairs, of which those descriptions are made.
+  std::map<std::string, int> prepared;
+  std::map<std::string, int> anchors;
   /// Run on the shell's thread once COMMIT is here, right before the process runs (TCP_REPAIR off, ...).
   std::vector<std::function<Status()>> at_resume;
 

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,13 @@ struct Descriptor {
   bool close_on_exec = false;
 };
 
+/// What kind of socket it is: SO_DOMAIN, SO_TYPE, SO_PROTOCOL.
+struct SocketKind {
+  int domain = 0;
+  int type = 0;
+  int protocol = 0;
+};
+
 /// One open file description with all descriptors of the process that refer to it.
 struct OpenFile {
   std::vector<Descriptor> descriptors;  ///< ascending by number; never empty
@@ -26,6 +34,7 @@ struct OpenFile {
   struct stat status {};  ///< of the file behind it
   int flags = 0;          ///< O_ACCMODE and status flags, without O_CLOEXEC
   int64_t position = 0;   ///< bytes
+  std::optional<SocketKind> socket;
 
   [[nodiscard]] int number() const { return descriptors.front().number; }
   /// "fd 7 (socket:[123])"
@@ -34,8 +43,8 @@ struct OpenFile {
   [[nodiscard]] std::string key() const;
 };
 
-/// Sorted by lowest number. A descriptor closed while the process runs is left out. About 10 us a descriptor.
-/// Errors: TargetGone, Denied.
+/// Sorted by lowest number. A socket is duplicated for an instant to ask what it is. A descriptor closed
+/// while the process runs is left out. About 10 us a descriptor. Errors: TargetGone, Denied.
 Result<std::vector<OpenFile>> read_open_files(const tracee::Process& process);
 
 }  // namespace godwit::state

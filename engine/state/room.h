@@ -40,12 +40,16 @@ struct DescriptorRoom {
   Status (*check)(const CheckContext&, const OpenFile&, Findings&);
   Result<std::string> (*capture)(CaptureContext&, const OpenFile&);
   /// Opens or creates it: returns its descriptor, any number at or above parking_base is chosen by the caller
-  /// after. Called with the description, or in the freeze for what appeared since.
+  /// after. Called with the description, or in the freeze for what appeared since. Its fcntl flags, owner and
+  /// number are the caller's business.
   Result<int> (*prepare)(BuildContext&, std::string_view message);
-  /// Brings the prepared description to its final state (offset, queues, counters).
+  /// Brings the prepared description to its final state (offset, queues, counters). `fd` is its final number.
   Status (*finish)(BuildContext&, int fd, std::string_view message);
   /// Optional: what needs every descriptor in its final place (epoll's interest list). Null for most.
   Status (*wire_up)(BuildContext&, int fd, std::string_view message);
+  /// Optional: the part of the message that prepare() depends on. What was prepared is used in finish() if
+  /// this (and OpenFile::key) is still the same; null: if the key is.
+  std::string (*identity)(std::string_view message) = nullptr;
 };
 
 /// In the order in which finish() runs: credentials last.

@@ -1,16 +1,23 @@
 // The process being built on the destination: a bare child with the final pid, in which everything is made
-// while the original still runs. Every method must be called on the shell's own thread (ShellThread runs
-// closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
+// while the original still runs. Every method of Shell must be called on the shell's own thread (ShellThread
+// runs closures there): it is the tracer, the parent, and it shares the shell's table of file descriptors
 // (CLONE_FILES), so that a plain open() or dup2() on that thread makes a descriptor *of the shell*. SAFETY:
-// hence that thread never logs and holds no descriptor of its own. If this engine or the thread dies before
-// release(), the kernel kills the shell (PTRACE_O_EXITKILL, PDEATHSIG).
+// hence that thread never logs and holds no descriptor of its own, and makes no thread (after
+// a spawn with namespaces the kernel refuses).
+//
+// If this engine or the thread dies at any instant before release() commits, the kernel kills the shell
+// (PTRACE_O_EXITKILL; before the seize, the end of file of a pipe). After that instant it lives on without
+// us. The shell has no parent-death signal, and the process must get none: its parent is the ShellThread,
+// whose end would send it. Session, process group, credentials, limits, cgroup, umask, directories,
+// scheduling and namespaces are the engine's until a room changes them. The released process stays a child of
+// this engine: see children() and reap().
 #pragma once
 
 #include <sys/types.h>
 
 #include <functional>
 #include <memory>
-#include <string>
+#include <span>
 #include <vector>
 
 #include "engine/base/clock.h"
@@ -30,39 +37,53 @@ struct ShellOptions {
 
 class Shell : public BatchRunner {
  public:
-  /// Forks the bare process, maps the scratch, unmaps all else. Errors: Retry/System EEXIST when the pid is
-  /// taken (the remedy names --pid-namespace new), Denied, Unsupported.
+  /// Data of one batch; the number of calls has no limit.
+  static constexpr size_t kMaxBatchData = 512 << 10;
+
+  /// Forks the bare process, maps the scratch, unmaps all else; signals blocked, handlers default, no
+  /// descriptors. Once per ShellThread. Errors: System EEXIST when the pid is taken (the remedy names
+  /// --pid-namespace new), Denied, Unsupported.
   static Result<std::unique_ptr<Shell>> spawn(const ShellOptions& options);
-  /// Kills the shell unless it was released.
+  /// Kills the shell and reaps it, unless it was released. On the shell's thread, or after that has ended.
   ~Shell() override;
 
-  [[nodiscard]] pid_t pid()
-      const;  ///< as this engine sees it (differs from options.pid in a new pid namespace)
+  [[nodiscard]] pid_t pid() const;  ///< as this engine sees it (differs from inner_pid in a new namespace)
   [[nodiscard]] pid_t inner_pid() const;  ///< as the process sees itself
 
-  /// Makes the thread `tid` (inner number), parked. Errors: System EEXIST when taken.
+  /// Makes the thread `tid` (inner number), parked, all signals blocked. Errors: System EEXIST when taken.
   Status create_thread(pid_t tid);
-  /// Ends a thread that the source no longer has.
+  /// Ends a thread that the source no longer has; its clear_child_tid and robust list are dropped unread.
   Status end_thread(pid_t tid);
-  [[nodiscard]] const std::vector<pid_t>& threads() const;  ///< inner tids, the leader first
-  [[nodiscard]] pid_t outer_tid(pid_t inner) const;         ///< as ptrace and /proc of this engine want it
+  [[nodiscard]] std::vector<pid_t> threads() const;  ///< inner tids, the leader first, then as they were made
+  [[nodiscard]] pid_t outer_tid(pid_t inner) const;  ///< for ptrace (it is stopped) and /proc; 0 if unknown
 
-  /// Runs the batch on the thread with inner id `tid`. Data up to 256 KiB, any number of calls.
+  /// Runs the batch on the thread with inner id `tid`; blocks until it is through. The calls run with all
+  /// signals but SIGTRAP blocked, so pending signals stay pending, and dispositions are left alone. Registers
+  /// set before are kept for the release. Errors: as BatchRunner; TargetGone; Bug for more data than
+  /// kMaxBatchData.
   Status run(pid_t tid, Batch& batch) override;
 
-  /// The scratch must not stand where the process will have memory: moves away if it does. Call before
-  /// mapping.
+  /// The scratch must not stand where the process will have memory: moves it into the largest hole of
+  /// `layout` when it is there or near (stacks grow). Call before mapping.
   Status keep_clear_of(const Layout& layout);
   [[nodiscard]] AddressRange scratch() const;
 
-  /// ptrace of a parked thread, by inner tid.
+  /// What a thread (inner tid) begins to run with, orig_rax and -ERESTART values of rax included: the kernel
+  /// restarts an interrupted system call at the release as it would after a stop. Refused at once if the
+  /// kernel refuses the values. -516 (ERESTART_RESTARTBLOCK) restarts through a block that a new thread
+  /// lacks, and gives EINTR: the caller must rewrite it.
   Status set_registers(pid_t tid, const Registers& registers);
   Status set_signal_mask(pid_t tid, uint64_t mask);
 
-  /// Unmaps the scratch and lets every thread run from the registers set before. Nothing can fail after the
-  /// first thread runs. After it the process is nobody's tracee. `syscall_insn`: address of a `syscall` in
-  /// the final layout (vdso), through which the scratch is unmapped.
+  /// Unmaps the scratch and lets every thread run from the registers and mask set before (Bug if a thread has
+  /// none). Nothing can fail after the first thread runs. After it the process is nobody's tracee, and the
+  /// descriptors of this thread are its own again (none). `syscall_insn`: address of a `syscall` instruction
+  /// in the final layout (vdso), through which the scratch is unmapped.
   Status release(RemoteAddr syscall_insn);
+  [[nodiscard]] bool released() const;
+
+  /// What this engine has to reap once released: the process and, in a new pid namespace, our init.
+  [[nodiscard]] std::vector<pid_t> children() const;
 
  private:
   struct State;
@@ -70,12 +91,18 @@ class Shell : public BatchRunner {
   std::unique_ptr<State> state_;
 };
 
-/// The thread that owns a shell. call() runs `work` on it and waits for the result; destruction kills an
-/// unreleased shell and joins.
+/// Reaps those of `pids` that have ended and returns them; never blocks. Any thread of the engine.
+/// SAFETY: waitpid(-1) must not be used in this engine: it would take the stops of a shell being built from
+/// its thread, as the children and tracees of one thread are everybody's to wait for.
+std::vector<pid_t> reap(std::span<const pid_t> pids);
+
+/// The thread that owns one shell. call() runs `work` on it and waits for the result; destruction ends the
+/// thread, upon which the kernel kills an unreleased shell. All signals are blocked on it.
 class ShellThread {
  public:
   static Result<std::unique_ptr<ShellThread>> start();
   ~ShellThread();
+  /// Any thread, one at a time; from the thread itself it runs `work` at once.
   Status call(const std::function<Status()>& work);
 
  private:

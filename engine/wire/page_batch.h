@@ -18,9 +18,7 @@ enum class PageEncoding : uint8_t {
   kInvalid = 0,
   kZero,    ///< no payload, the pages hold zeros
   kRaw,     ///< pages * 4096 bytes
-  kXbzrle,  ///< the difference to what was last sent of this page; one page an entry
-  kZstd,    ///< one zstd frame that expands to pages * 4096 bytes
-  kLz4,     ///< one lz4 block that expands to pages * 4096 bytes
+  kXbzrle,  ///< the difference to what was last sent of this page; one page an entry, shorter than the page
 };
 std::string_view to_string(PageEncoding encoding);
 

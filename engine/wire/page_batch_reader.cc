@@ -22,9 +22,6 @@ bool length_fits(PageEncoding encoding, size_t length, size_t pages) {
       return length == full;
     case PageEncoding::kXbzrle:
       return length > 0 && length < full && pages == 1;
-    case PageEncoding::kZstd:
-    case PageEncoding::kLz4:
-      return length > 0 && length < full;
     case PageEncoding::kInvalid:
       break;
   }
@@ -39,7 +36,7 @@ Status check_entry(const Record& record, size_t index, const PageTableEntry& ent
   if (bytes == 0) return bad_entry(record, index, "no pages");
   if (at >= end || bytes > end - at)
     return bad_entry(record, index, fmt::format("{} pages at {:#x} end beyond {:#x}", +entry.pages, at, end));
-  if (encoding == PageEncoding::kInvalid || encoding > PageEncoding::kLz4 || entry.flags != 0)
+  if (encoding == PageEncoding::kInvalid || encoding > PageEncoding::kXbzrle || entry.flags != 0)
     return fail(ErrorKind::kUnsupported,
                 fmt::format("reading entry {}: encoding {}, flags {:#x}", index, entry.encoding, entry.flags),
                 record.name(), "the other engine is newer; use the same version on both sides");
@@ -62,10 +59,6 @@ std::string_view to_string(PageEncoding encoding) {
       return "raw";
     case PageEncoding::kXbzrle:
       return "xbzrle";
-    case PageEncoding::kZstd:
-      return "zstd";
-    case PageEncoding::kLz4:
-      return "lz4";
   }
   return "invalid";
 }

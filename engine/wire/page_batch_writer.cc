@@ -81,9 +81,8 @@ bool PageBatchWriter::commit_raw(uint64_t at, size_t pages) {
 }
 
 bool PageBatchWriter::commit_encoded(PageEncoding encoding, uint64_t at, size_t pages, size_t length) {
-  CHECK(encoding >= PageEncoding::kXbzrle && encoding <= PageEncoding::kLz4);
-  CHECK(aligned(at) && pages > 0 && pages <= kRunPages && length <= kBatchPayload - used_);
-  CHECK(length > 0 && length < pages * kPageSize && (encoding != PageEncoding::kXbzrle || pages == 1));
+  CHECK(encoding == PageEncoding::kXbzrle && pages == 1 && aligned(at));
+  CHECK(length > 0 && length < kPageSize && length <= kBatchPayload - used_);
   return add(encoding, at, pages, length);
 }
 

@@ -29,7 +29,7 @@ class PageBatchWriter {
   [[nodiscard]] bool append_zero(uint64_t at, size_t pages);  ///< pages at most kRunPages
   /// `bytes` is one or more whole pages.
   [[nodiscard]] bool append_raw(uint64_t at, std::span<const std::byte> bytes);
-  /// `payload` is shorter than the pages it stands for and not empty.
+  /// One page (kXbzrle is the only encoding so far); `payload` is shorter than it and not empty.
   [[nodiscard]] bool append_encoded(PageEncoding encoding, uint64_t at, size_t pages,
                                     std::span<const std::byte> payload);
 

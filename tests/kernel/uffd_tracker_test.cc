@@ -1,79 +1,17 @@
-// What wp_tracker promises, held against the running kernel.
+// What wp_tracker promises of writes and of a layout that changes, held against the running kernel.
 #include <gmock/gmock.h>
 #include <sys/uio.h>
+
 #include <thread>
 
-#include "engine/base/kernel_features.h"
-#include "tests/kernel/uffd_target.h"
-#include "uffd/wp_tracker.h"
+#include "tests/kernel/uffd_tracker_fixture.h"
 
 namespace godwit::uffd {
 namespace {
 
-using test::map_apart;
-using test::map_pages;
-using test::pages_at;
-using test::Target;
-using test::touch;
+using namespace test;  // NOLINT(google-build-using-namespace): the fixture of this very file
 using testing::ElementsAre;
 using testing::IsEmpty;
-
-using PageList = std::vector<uint64_t>;
-
-/// The page numbers, counted from `base`, of the runs that `wanted` accepts.
-template <typename Wanted>
-PageList pages_of(const PageRuns& runs, uint64_t base, Wanted wanted) {
-  PageList pages;
-  for (const PageRun& run : runs) {
-    for (uint64_t at = run.range.start.value(); wanted(run) && at < run.range.end.value(); at += kPageSize) {
-      pages.push_back((at - base) >> kPageShift);
-    }
-  }
-  return pages;
-}
-PageList all_of(const PageRuns& runs, uint64_t base) {
-  return pages_of(runs, base, [](const PageRun&) { return true; });
-}
-PageList present_of(const PageRuns& runs, uint64_t base) {
-  return pages_of(runs, base, [](const PageRun& run) { return run.present; });
-}
-PageList count_up(uint64_t n) {
-  PageList pages(n);
-  for (uint64_t i = 0; i < n; i++) pages[i] = i;
-  return pages;
-}
-
-class WpTrackerTest : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!kernel_features().uffd_wp_async) GTEST_SKIP() << "this kernel has no UFFD_FEATURE_WP_ASYNC";
-  }
-  static WpTracker make(Target& target, unsigned threads = 2) {
-    auto tracker = WpTracker::create(target.pid(), target.make_uffd(), threads);
-    EXPECT_TRUE(tracker.ok()) << (tracker.ok() ? "" : tracker.error().message());
-    return tracker.take();
-  }
-  static void track(WpTracker& tracker, AddressRange range) {
-    auto untrackable = tracker.track({range});
-    ASSERT_TRUE(untrackable.ok()) << untrackable.error().message();
-    ASSERT_THAT(*untrackable, IsEmpty());
-  }
-  static PageRuns collect(WpTracker& tracker, AddressRange range) {
-    auto runs = tracker.collect(range);
-    EXPECT_TRUE(runs.ok()) << (runs.ok() ? "" : runs.error().message());
-    return runs.ok() ? runs.take() : PageRuns{};
-  }
-  static PageRuns survey(WpTracker& tracker, AddressRange range) {
-    auto runs = tracker.survey(range);
-    EXPECT_TRUE(runs.ok()) << (runs.ok() ? "" : runs.error().message());
-    return runs.ok() ? runs.take() : PageRuns{};
-  }
-  static void expect_retry(WpTracker& tracker, AddressRange range) {
-    const auto runs = tracker.collect(range);
-    ASSERT_FALSE(runs.ok());
-    EXPECT_EQ(runs.error().kind, ErrorKind::kRetry) << runs.error().message();
-  }
-};
 
 TEST_F(WpTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
   Target target({[](auto& c) {
@@ -103,76 +41,6 @@ TEST_F(WpTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
   EXPECT_THAT(all_of(survey(tracker, range), base), ElementsAre(1, 5, 6, 9, 700, 800));
   track(tracker, range);  // again: stays as it was
   EXPECT_THAT(collect(tracker, range), IsEmpty());
-}
-
-TEST_F(WpTrackerTest, ASparseMappingCostsNoPageTables) {
-  Target target({[](auto& c) {
-    c.a = reinterpret_cast<uint64_t>(::mmap(nullptr, uint64_t{64} << 30, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    touch(c.a, 12345, 1);
-  }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().a;
-  const AddressRange range = pages_at(base, 0, uint64_t{64} << (30 - kPageShift));
-  const auto page_tables = [&] {
-    const std::string path = "/proc/" + std::to_string(target.pid()) + "/status";
-    std::string text(8192, '\0');
-    const Fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
-    text.resize(static_cast<size_t>(std::max<ssize_t>(0, ::read(fd.get(), text.data(), text.size()))));
-    return std::atoi(text.c_str() + text.find("VmPTE:") + 6);
-  };
-  const int before = page_tables();
-  track(tracker, range);
-  EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(12345));
-  EXPECT_THAT(collect(tracker, range), IsEmpty());
-  EXPECT_EQ(page_tables(), before);
-}
-
-TEST_F(WpTrackerTest, ADiscardShowsOnlyInTheSurvey) {
-  Target target({[](auto& c) {
-                   c.a = map_apart(64);
-                   for (size_t i = 0; i < 64; i++) touch(c.a, i, 1);
-                 },
-                 [](auto& c) {
-                   ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 16 * kPageSize, MADV_DONTNEED);
-                 },
-                 [](auto& c) { touch(c.a, 10, 3); }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().a;
-  const AddressRange range = pages_at(base, 0, 64);
-  track(tracker, range);
-  EXPECT_EQ(all_of(collect(tracker, range), base), count_up(64));
-  target.run(1);
-  EXPECT_THAT(collect(tracker, range), IsEmpty());
-  PageList left = count_up(64);
-  left.erase(left.begin() + 8, left.begin() + 24);
-  EXPECT_EQ(all_of(survey(tracker, range), base), left);
-  target.run(2);
-  EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(10));
-}
-
-TEST_F(WpTrackerTest, ADiscardedHugePageShowsOnlyInTheSurvey) {
-  Target target({[](auto& c) {
-                   c.a = map_pages(1536);
-                   c.b = (c.a + 2_MiB - 1) & ~(2_MiB - 1);
-                   ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_HUGEPAGE);
-                   std::memset(reinterpret_cast<void*>(c.b.load()), 1, 2_MiB);
-                 },
-                 [](auto& c) { ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_DONTNEED); },
-                 [](auto& c) { touch(c.b, 3, 7); }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().b;
-  const AddressRange range = pages_at(base, 0, 512);
-  track(tracker, range);
-  EXPECT_EQ(all_of(collect(tracker, range), base), count_up(512));
-  target.run(1);
-  EXPECT_THAT(collect(tracker, range), IsEmpty());
-  EXPECT_THAT(survey(tracker, range), IsEmpty());
-  target.run(2);
-  EXPECT_THAT(all_of(collect(tracker, range), base), testing::Contains(3));
 }
 
 TEST_F(WpTrackerTest, AReplacedMappingIsRetryAndLosesNothing) {
@@ -339,52 +207,6 @@ TEST_F(WpTrackerTest, ChangedProtectionIsNoWrite) {
   EXPECT_EQ(all_of(survey(tracker, range), base), count_up(32));
 }
 
-TEST_F(WpTrackerTest, GuardPagesStayGuards) {
-  if (!kernel_features().guard_regions) GTEST_SKIP() << "this kernel has no MADV_GUARD_INSTALL";
-  Target target(
-      {[](auto& c) {
-         c.a = map_apart(32);
-         for (size_t i = 0; i < 32; i++) touch(c.a, i, 1);
-       },
-       [](auto& c) {
-         ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 4 * kPageSize, uapi::kMadvGuardInstall);
-       },
-       [](auto& c) {  // c = 1 when a store into a guard page still kills
-         const pid_t child = ::fork();
-         if (child == 0) {
-           ::signal(SIGSEGV, SIG_DFL);
-           touch(c.a, 9, 5);
-           ::_exit(0);
-         }
-         int status = 0;
-         ::waitpid(child, &status, 0);
-         c.c = WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
-       },
-       [](auto& c) {
-         ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 4 * kPageSize, uapi::kMadvGuardRemove);
-         touch(c.a, 9, 5);
-       }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().a;
-  const AddressRange range = pages_at(base, 0, 32);
-  track(tracker, range);
-  collect(tracker, range);
-  target.run(1);
-  const auto guards = [&](const PageRuns& runs) {
-    return pages_of(runs, base, [](const PageRun& run) { return run.guard && !run.present; });
-  };
-  for (int round = 0; round < 2; round++) {
-    collect(tracker, range);
-    EXPECT_THAT(guards(survey(tracker, range)), ElementsAre(8, 9, 10, 11));
-    target.run(2);
-    EXPECT_EQ(target.control().c, 1u);
-  }
-  target.run(3);
-  EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(9));
-  EXPECT_THAT(guards(survey(tracker, range)), IsEmpty());
-}
-
 TEST_F(WpTrackerTest, KernelWritesAreSeen) {
   Target target({[](auto& c) {
                    c.a = map_apart(32);
@@ -453,100 +275,6 @@ TEST_F(WpTrackerTest, NoWriteDuringACollectIsLost) {
   EXPECT_THAT(collect(tracker, range), IsEmpty());
 }
 
-Fd make_file(size_t pages) {
-  Fd fd(::open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
-  EXPECT_TRUE(fd.valid());
-  const std::vector<char> text(kPageSize, 'f');
-  for (size_t i = 0; i < pages; i++)
-    EXPECT_EQ(::write(fd.get(), text.data(), text.size()), ssize_t{kPageSize});
-  return fd;
-}
-
-TEST_F(WpTrackerTest, APrivateFileTellsItsOwnPagesFromChangedAndDiscardedOnes) {
-  const Fd file = make_file(64);
-  Target target(
-      {[&](auto& c) {
-         c.a = map_apart(64, MAP_PRIVATE, file.get());
-         for (size_t i = 0; i < 64; i++) c.b += *reinterpret_cast<volatile uint8_t*>(c.a + i * kPageSize);
-         touch(c.a, 3, 1);
-         touch(c.a, 4, 1);
-       },
-       [](auto& c) { ::madvise(reinterpret_cast<void*>(c.a + 4 * kPageSize), kPageSize, MADV_DONTNEED); },
-       [](auto& c) { c.b += *reinterpret_cast<volatile uint8_t*>(c.a + 4 * kPageSize); },
-       [](auto& c) { touch(c.a, 4, 2); }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().a;
-  const AddressRange range = pages_at(base, 0, 64);
-  track(tracker, range);
-  const auto changed = [&](const PageRuns& runs) {
-    return pages_of(runs, base, [](const PageRun& run) { return run.present && !run.file; });
-  };
-  const PageRuns first = collect(tracker, range);
-  EXPECT_THAT(changed(first), ElementsAre(3, 4));
-  EXPECT_EQ(all_of(first, base), count_up(64));
-  target.run(1);
-  EXPECT_THAT(changed(collect(tracker, range)), IsEmpty());
-  EXPECT_THAT(changed(survey(tracker, range)), ElementsAre(3));  // the marker left behind is no page
-  target.run(2);
-  EXPECT_THAT(changed(collect(tracker, range)), IsEmpty());
-  EXPECT_THAT(changed(survey(tracker, range)), ElementsAre(3));
-  target.run(3);
-  EXPECT_THAT(changed(collect(tracker, range)), ElementsAre(4));
-}
-
-TEST_F(WpTrackerTest, SharedFilesAndSharedMemoryAreTracked) {
-  const Fd file = make_file(16);
-  const Fd memfd(::memfd_create("tracked", MFD_CLOEXEC));
-  ASSERT_EQ(::ftruncate(memfd.get(), 16 * kPageSize), 0);
-  Target target({[&](auto& c) {
-                   c.a = map_apart(16, MAP_SHARED, file.get());
-                   c.b = map_apart(16, MAP_SHARED, memfd.get());
-                   c.c = map_apart(16, MAP_SHARED | MAP_ANONYMOUS);
-                   for (const uint64_t base : {c.a.load(), c.b.load(), c.c.load()}) touch(base, 2, 1);
-                 },
-                 [](auto& c) {
-                   for (const uint64_t base : {c.a.load(), c.b.load(), c.c.load()}) touch(base, 2, 2);
-                   for (const uint64_t base : {c.a.load(), c.b.load(), c.c.load()}) touch(base, 7, 2);
-                 }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  for (const uint64_t base :
-       {target.control().a.load(), target.control().b.load(), target.control().c.load()}) {
-    track(tracker, pages_at(base, 0, 16));
-    // Reading around a fault may map more of the file; what counts is that the written page is among them.
-    EXPECT_THAT(all_of(collect(tracker, pages_at(base, 0, 16)), base), testing::Contains(2));
-    EXPECT_THAT(collect(tracker, pages_at(base, 0, 16)), IsEmpty());
-  }
-  target.run(1);
-  for (const uint64_t base :
-       {target.control().a.load(), target.control().b.load(), target.control().c.load()}) {
-    const PageRuns runs = collect(tracker, pages_at(base, 0, 16));
-    EXPECT_THAT(all_of(runs, base), ElementsAre(2, 7));
-    for (const PageRun& run : runs)
-      EXPECT_FALSE(run.file) << "a written page of a shared mapping is not clean";
-  }
-}
-
-TEST_F(WpTrackerTest, UntrackableRangesComeBackAndTheirNeighboursAreTracked) {
-  const Fd file = make_file(4);
-  const Fd read_only(::open(("/proc/self/fd/" + std::to_string(file.get())).c_str(), O_RDONLY | O_CLOEXEC));
-  Target target({[&](auto& c) {
-    c.a = map_apart(12);
-    for (size_t i = 0; i < 12; i++) touch(c.a, i, 1);
-    void* at = reinterpret_cast<void*>(c.a + 4 * kPageSize);
-    if (::mmap(at, 4 * kPageSize, PROT_READ, MAP_SHARED | MAP_FIXED, read_only.get(), 0) != at) ::_exit(3);
-  }});
-  WpTracker tracker = make(target);
-  target.run(0);
-  const uint64_t base = target.control().a;
-  const auto untrackable = tracker.track({pages_at(base, 8, 4), pages_at(base, 0, 4), pages_at(base, 4, 4)});
-  ASSERT_TRUE(untrackable.ok()) << untrackable.error().message();
-  EXPECT_THAT(*&untrackable.value(), ElementsAre(pages_at(base, 4, 4)));
-  EXPECT_EQ(all_of(collect(tracker, pages_at(base, 0, 4)), base), count_up(4));
-  EXPECT_THAT(all_of(collect(tracker, pages_at(base, 8, 4)), base), ElementsAre(8, 9, 10, 11));
-}
-
 TEST_F(WpTrackerTest, ADeadTargetIsToldFromAnIdleOne) {
   Target target({[](auto& c) {
     c.a = map_apart(16);
@@ -597,6 +325,7 @@ TEST_F(WpTrackerTest, ReleasingLeavesTheTargetAsItWas) {
     target.run(0);
     track(tracker, pages_at(target.control().a, 0, 32));
     collect(tracker, pages_at(target.control().a, 0, 32));
+    tracker.release();
     return target.control().a.load();
   }();
   target.run(1);

@@ -127,6 +127,18 @@ TEST(PageEncoder, KeepsBasesAsAsked) {
   EXPECT_EQ(pair.encoder.cache_stats().insertions, 2u);
 }
 
+TEST(PageEncoder, APageWhoseDeltasDoNotPayLosesItsPlaceFirst) {
+  Random random(11);
+  Pair pair(PageCache::kMinBudget);  // one set
+  for (size_t i = 0; i < PageCache::kWays; ++i) pair.send(key_of(i), random_page(random));
+  pair.send(key_of(3), random_page(random));
+  EXPECT_EQ(pair.encoder.stats().overflow, 1u);
+  const TestPage page = filled_page(7);
+  EXPECT_EQ(pair.send(key_of(20), page).encoding, PageEncoding::kRaw);
+  EXPECT_EQ(pair.send(key_of(20), page).encoding, PageEncoding::kUnchanged);
+  EXPECT_EQ(pair.encoder.cache_stats().evictions, 1u);
+}
+
 TEST(PageEncoder, ForgetsWhatTheDestinationMayNotHold) {
   Pair pair;
   const TestPage page = filled_page(7);

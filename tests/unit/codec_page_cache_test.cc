@@ -27,7 +27,7 @@ TEST(PageCache, TakesItsSizeFromTheBudget) {
   EXPECT_EQ(PageCache::create(PageCache::kMinBudget).value().capacity(), PageCache::kWays);
   const size_t pages = PageCache::create(64_MiB).value().capacity();
   EXPECT_LE(pages * PageCache::kBytesPerEntry, 64_MiB);
-  EXPECT_GT((pages + PageCache::kWays) * PageCache::kBytesPerEntry, 64_MiB);
+  EXPECT_GT((pages + 2 * PageCache::kWays) * PageCache::kBytesPerEntry, 64_MiB);
 }
 
 TEST(PageCache, InsertsLooksUpUpdatesEvicts) {
@@ -48,12 +48,34 @@ TEST(PageCache, InsertsLooksUpUpdatesEvicts) {
   EXPECT_EQ(cache.stats().misses, 3u);
 }
 
+TEST(PageCache, TellsSpacesApartWithinOneSet) {
+  PageCache cache = make_cache(PageCache::kWays);  // one set
+  EXPECT_TRUE(cache.insert(key_of(1, 0), filled_page(1), KeepBase::kYes));
+  EXPECT_FALSE(cache.lookup(key_of(1, 1)));
+  EXPECT_TRUE(cache.insert(key_of(1, 1), filled_page(2), KeepBase::kYes));
+  EXPECT_TRUE(holds(cache, key_of(1, 0), filled_page(1)));
+  EXPECT_TRUE(holds(cache, key_of(1, 1), filled_page(2)));
+}
+
 TEST(PageCache, HoldsAddressZero) {
   PageCache cache = make_cache(8);
   const PageKey first{0, RemoteAddr(0)};
   EXPECT_FALSE(cache.lookup(first));
   EXPECT_TRUE(cache.insert(first, filled_page(9), KeepBase::kYes));
   EXPECT_TRUE(holds(cache, first, filled_page(9)));
+}
+
+// Contiguous memory as large as the cache fits without a loss, and so do pages at any stride of a power of
+// two.
+TEST(PageCache, ARegularWorkingSetFillsIt) {
+  for (size_t stride = 1; stride <= 4096; stride *= 2) {
+    PageCache cache = make_cache(2048);
+    size_t kept = 0;
+    const size_t pages = std::min(cache.capacity(), (size_t{1} << 17) / stride);  // within half a GiB
+    for (size_t i = 0; i < pages; ++i)
+      kept += cache.insert(key_of(i * stride), filled_page(0), KeepBase::kYes);
+    EXPECT_EQ(kept, pages) << "stride " << stride;
+  }
 }
 
 TEST(PageCache, KeepsWhatIsInUseAndReplacesTheStalest) {

@@ -1,0 +1,97 @@
+// godwit's command line: reads the arguments and opens one verb.
+#include <CLI/CLI.hpp>
+
+#include "cli/exit_code.h"
+#include "cli/verbs.h"
+
+namespace {
+
+using godwit::cli::Arguments;
+
+void add_limits(CLI::App& verb, Arguments& a) {
+  verb.add_option("--downtime-limit", a.downtime_limit_ms, "freeze when this many milliseconds are enough")->capture_default_str();
+  verb.add_option("--timeout", a.timeout_s, "give up after this many seconds");
+  verb.add_option("--max-rounds", a.max_rounds, "give up after this many rounds")->capture_default_str()->check(CLI::Range(2, 1000));
+}
+
+void add_link(CLI::App& verb, Arguments& a) {
+  verb.add_flag("--insecure", a.insecure, "plain TCP beyond this host: the stream holds the process' memory");
+  verb.add_option("--move-address", a.move_addresses, "ADDR/LEN@DEV: a service address that moves along");
+}
+
+void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
+  CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
+  migrate->add_option("PID", a.pid)->required();
+  migrate->add_option("HOST", a.host, "HOST[:PORT] of `godwit receive`")->required();
+  add_limits(*migrate, a);
+  add_link(*migrate, a);
+  migrate->add_option("--bandwidth", a.bandwidth, "bytes per second at most (k, M, G)");
+  migrate->add_option("--channels", a.channels, "connections")->capture_default_str()->check(CLI::Range(1, 16));
+  migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")->capture_default_str();
+  migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
+  migrate->callback([verb] { *verb = godwit::cli::migrate; });
+}
+
+void add_receive(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
+  CLI::App* receive = app.add_subcommand("receive", "wait for processes and let them run here");
+  receive->add_option("--listen", a.listen, "ADDR[:PORT]")->capture_default_str();
+  receive->add_flag("--once", a.once, "end after one process");
+  receive->add_flag("--insecure", a.insecure, "plain TCP on an address that is not loopback");
+  receive->add_option("--pid-namespace", a.pid_namespace, "auto, host or new")->capture_default_str();
+  receive->add_option("--hook", a.hooks, "directory of programs: pre-resume, resumed, aborted");
+  receive->callback([verb] { *verb = godwit::cli::receive; });
+}
+
+void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
+  CLI::App* checkpoint = app.add_subcommand("checkpoint", "write a running process to a file");
+  checkpoint->add_option("PID", a.pid)->required();
+  checkpoint->add_option("FILE", a.file)->required();
+  checkpoint->add_flag("--leave-running", a.leave_running, "the process goes on after it");
+  add_limits(*checkpoint, a);
+  checkpoint->callback([verb] { *verb = godwit::cli::checkpoint; });
+  CLI::App* restore = app.add_subcommand("restore", "let the process of a file run");
+  restore->add_option("FILE", a.file)->required();
+  restore->add_option("--pid-namespace", a.pid_namespace, "auto, host or new")->capture_default_str();
+  restore->callback([verb] { *verb = godwit::cli::restore; });
+  CLI::App* inspect = app.add_subcommand("inspect", "print the records of a stream");
+  inspect->add_option("STREAM", a.file)->required();
+  inspect->callback([verb] { *verb = godwit::cli::inspect; });
+}
+
+void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
+  CLI::App* check = app.add_subcommand("check", "say whether a process can move, and why not; touches nothing");
+  check->add_option("PID", a.pid)->required();
+  check->add_option("--to", a.host, "HOST[:PORT]: ask that host as well");
+  add_link(*check, a);
+  check->callback([verb] { *verb = godwit::cli::check; });
+  CLI::App* resolve = app.add_subcommand("resolve", "decide about an original that is stopped in doubt");
+  resolve->add_option("PID", a.pid)->required();
+  resolve->add_flag("--resume", a.resume, "it runs nowhere else: let it go on");
+  resolve->add_flag("--discard", a.discard, "it runs elsewhere: end it");
+  resolve->callback([verb] { *verb = godwit::cli::resolve; });
+  CLI::App* probe = app.add_subcommand("probe", "say what this kernel offers");
+  probe->callback([verb] { *verb = godwit::cli::probe; });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Arguments arguments;
+  int (*verb)(const Arguments&) = nullptr;
+  CLI::App app("godwit moves a running process to another host and stops it for a few milliseconds only");
+  app.set_version_flag("--version", "godwit 0.1.0");
+  app.add_flag("--json", arguments.json, "one JSON object a line");
+  app.fallthrough();
+  app.require_subcommand(1);
+  add_migrate(app, arguments, &verb);
+  add_receive(app, arguments, &verb);
+  add_image_verbs(app, arguments, &verb);
+  add_questions(app, arguments, &verb);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : godwit::cli::kUsage;
+  }
+  return verb(arguments);
+}

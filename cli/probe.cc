@@ -1,0 +1,30 @@
+// `godwit probe`: what this kernel offers, what follows from it.
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "cli/exit_code.h"
+#include "cli/verbs.h"
+#include "engine/base/kernel_features.h"
+
+namespace godwit::cli {
+
+int probe(const Arguments& arguments) {
+  bool complete = true;
+  for (const KernelFeature& feature : kernel_features().list()) {
+    complete = complete && (feature.available || !feature.required);
+    if (arguments.json) {
+      const nlohmann::ordered_json line = {{"event", "feature"}, {"name", feature.name}, {"available", feature.available},
+                                           {"required", feature.required}, {"needed_for", feature.needed}, {"without", feature.without}};
+      fmt::print("{}\n", line.dump());
+      continue;
+    }
+    fmt::print("{:<20} {:<8} {}{}\n", feature.name, feature.available ? "yes" : "no", feature.needed,
+               feature.available ? "" : "; without: " + feature.without);
+  }
+  if (!complete && !arguments.json) fmt::print("this host cannot migrate processes\n");
+  return complete ? kDone : kRefused;
+}
+
+}  // namespace godwit::cli

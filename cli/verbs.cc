@@ -1,0 +1,192 @@
+#include "cli/verbs.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <atomic>
+#include <cmath>
+
+#include "cli/events.h"
+#include "cli/exit_code.h"
+#include "engine/base/files.h"
+#include "engine/migration/checkpoint.h"
+#include "engine/migration/migrate.h"
+#include "engine/migration/receiver.h"
+#include "engine/transport/file.h"
+#include "engine/wire/printer.h"
+
+namespace godwit::cli {
+namespace {
+
+constexpr const char* kDefaultPort = "4639";
+
+std::atomic<bool> cancelled = false;
+
+/// The first SIGINT or SIGTERM asks the engine to stop in order; it does within a round. A second one is the default.
+void cancel_on_signals() {
+  struct sigaction action {};
+  action.sa_handler = [](int) { cancelled.store(true); };
+  action.sa_flags = static_cast<int>(SA_RESETHAND | SA_RESTART);
+  ::sigaction(SIGINT, &action, nullptr);
+  ::sigaction(SIGTERM, &action, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+}
+
+/// "64M", "1G", "125000000". Errors: Usage.
+Result<uint64_t> parse_size(std::string_view text, const char* what) {
+  uint64_t unit = 1;
+  if (text.ends_with('k') || text.ends_with('K')) unit = uint64_t{1} << 10;
+  if (text.ends_with('M')) unit = uint64_t{1} << 20;
+  if (text.ends_with('G')) unit = uint64_t{1} << 30;
+  const auto number = parse_number(unit == 1 ? text : text.substr(0, text.size() - 1));
+  if (!number) return fail(ErrorKind::kUsage, fmt::format("read {}", what), std::string(text), "give a number, with k, M or G if you like");
+  return *number * unit;
+}
+
+/// "host" gets the default port; "[::1]" and "::1" too.
+std::string with_port(std::string host) {
+  if (host.ends_with(']') || host.find(':') == std::string::npos) return host + ":" + kDefaultPort;
+  if (host.find(':') != host.rfind(':') && !host.starts_with('[')) return "[" + host + "]:" + kDefaultPort;
+  return host;
+}
+
+Result<migration::Limits> limits_of(const Arguments& arguments) {
+  migration::Limits limits;
+  limits.downtime = Nanos(static_cast<int64_t>(arguments.downtime_limit_ms * 1e6));
+  limits.max_rounds = arguments.max_rounds;
+  if (arguments.timeout_s > 0) limits.timeout = Nanos(static_cast<int64_t>(arguments.timeout_s * 1e9));
+  return limits;
+}
+
+Result<migration::LinkOptions> link_of(const Arguments& arguments) {
+  migration::LinkOptions link;
+  link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
+  link.channels = arguments.channels;
+  link.insecure = arguments.insecure;
+  if (!arguments.bandwidth.empty()) link.bandwidth = TRY(parse_size(arguments.bandwidth, "--bandwidth"));
+  return link;
+}
+
+Result<migration::PidNamespace> pid_namespace_of(const std::string& name) {
+  if (name == "auto") return migration::PidNamespace::kAuto;
+  if (name == "host") return migration::PidNamespace::kHost;
+  if (name == "new") return migration::PidNamespace::kNew;
+  return fail(ErrorKind::kUsage, "read --pid-namespace", name, "give auto, host or new");
+}
+
+int finish(const Events& events, const Status& status, const std::string& original) {
+  if (status.ok()) return kDone;
+  events.failed(status.error(), original);
+  return exit_code(status.error().kind);
+}
+
+Status try_migrate(const Arguments& arguments, const Events& events) {
+  migration::MigrateOptions options;
+  options.pid = arguments.pid;
+  options.link = TRY(link_of(arguments));
+  options.limits = TRY(limits_of(arguments));
+  options.cache_bytes = TRY(parse_size(arguments.cache, "--cache"));
+  options.move_addresses = arguments.move_addresses;
+  options.hooks = arguments.hooks;
+  options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
+  options.on_findings = [&](const state::Findings& f) { events.findings(f); };
+  options.on_completed = [&](const migration::Report& r) { events.completed(r); };
+  options.cancelled = &cancelled;
+  TRY(migration::migrate(options));
+  return {};
+}
+
+Status try_receive(const Arguments& arguments, const Events& events) {
+  migration::ReceiveOptions options;
+  options.listen = with_port(arguments.listen);
+  options.once = arguments.once;
+  options.insecure = arguments.insecure;
+  options.pid_namespace = TRY(pid_namespace_of(arguments.pid_namespace));
+  options.hooks = arguments.hooks;
+  options.on_listening = [&](const std::string& address, uint16_t port) { events.listening(address, port); };
+  options.on_running = [&](pid_t pid, pid_t inner) { events.running(pid, inner); };
+  if (!arguments.once) options.on_failed = [&](const Error& error) { events.failed(error, ""); };
+  options.cancelled = &cancelled;
+  return TRY(migration::Receiver::create(std::move(options)))->serve();
+}
+
+Status try_checkpoint(const Arguments& arguments, const Events& events) {
+  migration::CheckpointOptions options;
+  options.pid = arguments.pid;
+  options.path = arguments.file;
+  options.leave_running = arguments.leave_running;
+  options.limits = TRY(limits_of(arguments));
+  options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
+  options.on_findings = [&](const state::Findings& f) { events.findings(f); };
+  options.cancelled = &cancelled;
+  events.completed(TRY(migration::checkpoint(options)));
+  return {};
+}
+
+Status try_restore(const Arguments& arguments, const Events& events) {
+  migration::RestoreOptions options;
+  options.path = arguments.file;
+  options.pid_namespace = TRY(pid_namespace_of(arguments.pid_namespace));
+  options.on_running = [&](pid_t pid, pid_t inner) { events.running(pid, inner); };
+  TRY(migration::restore(options));
+  return {};
+}
+
+Status try_check(const Arguments& arguments, const Events& events) {
+  const auto findings = TRY(migration::check(arguments.pid, TRY(link_of(arguments)), arguments.move_addresses));
+  events.findings(findings);
+  for (const state::Finding& finding : findings) {
+    if (finding.fatal)
+      return fail(ErrorKind::kRefused, "check", fmt::format("pid {}", arguments.pid), "see the findings above; nothing was touched");
+  }
+  if (!arguments.json) fmt::print("pid {} can move\n", arguments.pid);
+  return {};
+}
+
+}  // namespace
+
+int migrate(const Arguments& arguments) {
+  cancel_on_signals();
+  const Events events(arguments.json);
+  const Status status = try_migrate(arguments, events);
+  const bool stopped = !status.ok() && status.error().kind == ErrorKind::kInDoubt;
+  return finish(events, status, stopped ? "stopped" : "running");
+}
+
+int receive(const Arguments& arguments) {
+  cancel_on_signals();
+  const Events events(arguments.json);
+  return finish(events, try_receive(arguments, events), "");
+}
+
+int check(const Arguments& arguments) {
+  const Events events(arguments.json);
+  return finish(events, try_check(arguments, events), "running");
+}
+
+int resolve(const Arguments& arguments) {
+  const Events events(arguments.json);
+  if (arguments.resume == arguments.discard)
+    return finish(events, fail(ErrorKind::kUsage, "resolve", fmt::format("pid {}", arguments.pid), "give --resume or --discard"), "");
+  return finish(events, migration::resolve(arguments.pid, arguments.resume), "");
+}
+
+int checkpoint(const Arguments& arguments) {
+  cancel_on_signals();
+  const Events events(arguments.json);
+  return finish(events, try_checkpoint(arguments, events), "running");
+}
+
+int restore(const Arguments& arguments) {
+  const Events events(arguments.json);
+  return finish(events, try_restore(arguments, events), "");
+}
+
+int inspect(const Arguments& arguments) {
+  const Events events(arguments.json);
+  auto source = transport::FileSource::open(arguments.file);
+  if (!source.ok()) return finish(events, source.take_error(), "");
+  return finish(events, wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }), "");
+}
+
+}  // namespace godwit::cli

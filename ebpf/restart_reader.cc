@@ -1,0 +1,172 @@
+#include "ebpf/restart_reader.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdarg>
+#include <cstdio>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "ebpf/restart_block.skel.h"
+#include "ebpf/restart_record.h"
+#include "engine/base/fd.h"
+#include "engine/base/files.h"
+#include "engine/base/log.h"
+
+namespace godwit::ebpf {
+namespace {
+
+constexpr std::array<std::pair<std::string_view, RestartKind>, 6> kNames{{
+    {"do_no_restart_syscall", RestartKind::kNone},
+    {"hrtimer_nanosleep_restart", RestartKind::kNanosleep},
+    {"posix_cpu_nsleep_restart", RestartKind::kCpuNanosleep},
+    {"alarm_timer_nsleep_restart", RestartKind::kAlarmNanosleep},
+    {"futex_wait_restart", RestartKind::kFutexWait},
+    {"do_restart_poll", RestartKind::kPoll},
+}};
+
+using Names = std::map<uint64_t, RestartKind>;
+
+/// What address each restart function has; empty where the kernel hides its addresses (all zero).
+Names read_names() {
+  Names names;
+  const Result<std::string> symbols = read_file("/proc/kallsyms");
+  if (!symbols.ok()) return names;
+  std::string_view text = *&symbols.value();
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);  // address type name [module]
+    text.remove_prefix(std::min(end + 1, text.size()));
+    const size_t space = line.find(' ');
+    if (space == std::string_view::npos || line.size() < space + 4) continue;
+    const std::string_view name = line.substr(space + 3);
+    const auto known =
+        std::find_if(kNames.begin(), kNames.end(), [&](const auto& k) { return k.first == name; });
+    const auto address = parse_number(line.substr(0, space), 16);
+    if (known != kNames.end() && address && *address != 0) names[*address] = known->second;
+  }
+  return names;
+}
+
+/// libbpf tells its reasons only by printing: they go to the debug log, the last one into the error.
+std::string& last_words() {
+  static thread_local std::string words;
+  return words;
+}
+int hear(libbpf_print_level level, const char* format, va_list args) {
+  if (level == LIBBPF_DEBUG) return 0;
+  std::array<char, 512> line{};
+  const int length = std::vsnprintf(line.data(), line.size(), format, args);
+  log_debug("{}", trim(line.data()));
+  if (level == LIBBPF_WARN && last_words().empty()) last_words() = trim(line.data());
+  return length;
+}
+
+Error unsupported(const char* operation, pid_t pid, int err) {
+  Error error = fail_errno(operation, fmt::format("the threads of pid {}", pid), err);
+  error.kind = ErrorKind::kUnsupported;
+  error.remedy = fmt::format(
+      "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it interrupted sleeps, "
+      "futex waits and polls end with EINTR",
+      last_words(), last_words().empty() ? "" : "; ");
+  return error;
+}
+
+RestartBlock to_block(const godwit_restart_record& record, const Names& names) {
+  RestartBlock block;
+  block.tid = static_cast<pid_t>(record.tid);
+  block.function = record.fn;
+  const auto name = names.find(record.fn);
+  block.kind = name == names.end() ? RestartKind::kUnnamed : name->second;
+  block.nanosleep = {record.sleep_clock, record.sleep_type, Nanos(record.sleep_expires),
+                     RemoteAddr(record.sleep_rmtp)};
+  block.futex = {RemoteAddr(record.futex_uaddr),
+                 record.futex_val,
+                 record.futex_flags,
+                 record.futex_bitset,
+                 Nanos(record.futex_time),
+                 RemoteAddr(record.futex_uaddr2)};
+  block.poll.ufds = RemoteAddr(record.poll_ufds);
+  block.poll.count = record.poll_nfds;
+  if (record.poll_has_timeout != 0) {
+    // Of another kind these words are anything: no overflow, whatever they are.
+    block.poll.end = Nanos(static_cast<int64_t>(record.poll_sec * 1'000'000'000 + record.poll_nsec));
+  }
+  return block;
+}
+
+}  // namespace
+
+struct RestartReader::Loaded {
+  pid_t pid = 0;
+  Names names;
+  std::unique_ptr<restart_block_bpf, void (*)(restart_block_bpf*)> program{nullptr,
+                                                                           &restart_block_bpf::destroy};
+  std::unique_ptr<bpf_link, int (*)(bpf_link*)> link{nullptr, &bpf_link__destroy};
+  std::vector<godwit_restart_record> records;  // kept between reads for their room
+};
+
+RestartReader::RestartReader(std::unique_ptr<Loaded> loaded) : loaded_(std::move(loaded)) {}
+RestartReader::RestartReader(RestartReader&&) noexcept = default;
+RestartReader& RestartReader::operator=(RestartReader&&) noexcept = default;
+RestartReader::~RestartReader() = default;
+
+Result<RestartReader> RestartReader::create(pid_t pid) {
+  last_words().clear();
+  ::libbpf_set_print(&hear);
+  auto loaded = std::make_unique<Loaded>();
+  loaded->pid = pid;
+  loaded->program.reset(restart_block_bpf::open_and_load());
+  if (!loaded->program) return unsupported("load a BPF iterator", pid, errno);
+  // KERNEL: the iterator takes the number in the pid namespace of whoever makes the iteration, that is ours.
+  bpf_iter_link_info info{};
+  info.task.pid = static_cast<__u32>(pid);
+  DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options);
+  options.link_info = &info;
+  options.link_info_len = sizeof info;
+  loaded->link.reset(::bpf_program__attach_iter(loaded->program->progs.read_restart_block, &options));
+  if (!loaded->link) return unsupported("attach a BPF iterator", pid, errno);
+  loaded->names = read_names();
+  RestartReader reader(std::move(loaded));
+  TRY(reader.read(std::span(&pid, 1)));  // the first iteration costs eight times the later ones
+  return reader;
+}
+
+Result<std::vector<RestartBlock>> RestartReader::read(std::span<const pid_t> tids) {
+  const std::string subject = fmt::format("the threads of pid {}", loaded_->pid);
+  const Fd iteration(::bpf_iter_create(::bpf_link__fd(loaded_->link.get())));
+  if (!iteration.valid()) return fail_errno("create a BPF iteration", subject);
+  std::vector<godwit_restart_record>& records = loaded_->records;
+  records.resize(std::max<size_t>(tids.size() + 1, 64));
+  size_t bytes = 0;
+  for (;;) {
+    if (bytes / sizeof records[0] + 1 >= records.size()) records.resize(records.size() * 2);
+    const ssize_t got = ::read(iteration.get(), reinterpret_cast<std::byte*>(records.data()) + bytes,
+                               records.size() * sizeof records[0] - bytes);
+    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+    if (got < 0) return fail_errno("read a BPF iteration", subject);
+    if (got == 0) break;
+    bytes += static_cast<size_t>(got);
+  }
+  const std::span<godwit_restart_record> found = std::span(records).first(bytes / sizeof records[0]);
+  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.tid < b.tid; });
+  std::vector<RestartBlock> blocks;
+  blocks.reserve(tids.size());
+  for (const pid_t tid : tids) {
+    const auto record = std::lower_bound(found.begin(), found.end(), static_cast<__u32>(tid),
+                                         [](const auto& r, __u32 wanted) { return r.tid < wanted; });
+    if (record == found.end() || record->tid != static_cast<__u32>(tid)) {
+      return fail(ErrorKind::kTargetGone, "read the restart block",
+                  fmt::format("tid {} of pid {}", tid, loaded_->pid));
+    }
+    blocks.push_back(to_block(*record, loaded_->names));
+  }
+  return blocks;
+}
+
+}  // namespace godwit::ebpf

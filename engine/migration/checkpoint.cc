@@ -1,0 +1,121 @@
+#include "engine/migration/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include "engine/base/realtime.h"
+#include "engine/migration/clock_sync.h"
+#include "engine/migration/guardian.h"
+#include "engine/migration/migrate.h"
+#include "engine/state/host_facts.h"
+#include "engine/state/house.h"
+#include "engine/transport/file.h"
+
+namespace godwit::migration {
+namespace {
+
+Status judge(const state::Findings& findings, const std::function<void(const state::Findings&)>& tell) {
+  if (tell && !findings.empty()) tell(findings);
+  for (const state::Finding& finding : findings) {
+    if (finding.fatal)
+      return fail(ErrorKind::kRefused, finding.what, finding.subject, finding.why + "; " + finding.remedy);
+  }
+  return {};
+}
+
+/// The freeze, tried again at instants that cannot be captured.
+Status freeze(Precopy& precopy) {
+  constexpr int kAttempts = 200;
+  const RealtimeBoost boost;
+  for (int attempt = 1;; ++attempt) {
+    Status frozen = precopy.freeze();
+    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
+    ++precopy.report().bad_instants;
+    TRY(precopy.thaw());
+    TRY(precopy.one_more_round());
+  }
+}
+
+Status write_image(const CheckpointOptions& options, const tracee::Process& process, const state::Intent& intent,
+                   Guardian& guardian, transport::FileSink& sink, Report& report) {
+  const auto memory = TRY(tracee::Memory::open(options.pid));
+  const Layout layout = TRY(process.detailed_layout());
+  const auto files = TRY(state::read_open_files(process));
+  TRY(judge(TRY(state::check_all({process, memory, layout, files, intent, nullptr})), options.on_findings));
+
+  wire::StreamHeader header;
+  header.session = TRY(wire::new_session_id());
+  wire::RecordWriter writer(sink, header);
+  TRY(writer.start());
+  auto inventory = TRY(take_inventory(process, layout, files));
+  TRY(add_clock_values(process, inventory));
+  TRY(writer.write_message(wire::RecordType::kInventory, inventory));
+
+  PrecopyOptions settings;
+  settings.limits = options.limits;
+  settings.progress = options.on_progress;
+  settings.cancelled = options.cancelled;
+  auto precopy = TRY(Precopy::create(process, intent, {&writer}, std::move(settings), {}));
+  guardian.touching();
+  TRY(precopy->arm());
+  TRY(precopy->describe());
+  TRY(precopy->rounds());
+  TRY(freeze(*precopy));
+  TRY(writer.finish());
+  report = precopy->report();
+  if (options.leave_running) {
+    TRY(precopy->thaw());
+    return sink.finish();
+  }
+  // ORDER: the image is safe before the original goes.
+  TRY(sink.finish());
+  return precopy->frozen().kill();
+}
+
+/// What was captured on this kernel, or on one that went down since: clocks go on from the checkpoint.
+void continue_clocks(wire::Inventory& inventory) {
+  inventory.set_monotonic_offset(inventory.monotonic_offset() - read_clock(CLOCK_MONOTONIC).count());
+  inventory.set_boottime_offset(inventory.boottime_offset() - read_clock(CLOCK_BOOTTIME).count());
+}
+
+Status begin(Rebuild& rebuild, const wire::Record& record) {
+  auto inventory = TRY(wire::parse<wire::Inventory>(record));
+  TRY(judge(state::compare_hosts(inventory.facts(), TRY(state::collect_host_facts())), {}));
+  continue_clocks(inventory);
+  return rebuild.begin(inventory);
+}
+
+}  // namespace
+
+Result<Report> checkpoint(const CheckpointOptions& options) {
+  Guardian guardian = TRY(Guardian::start(options.pid, "", false));
+  const auto process = TRY(tracee::Process::open(options.pid));
+  state::Intent intent;
+  intent.to_file = true;
+  auto sink = TRY(transport::FileSink::create(options.path));
+  Report report;
+  const Nanos started = monotonic_now();
+  TRY(write_image(options, process, intent, guardian, sink, report));
+  report.total = monotonic_now() - started;
+  report.wire_bytes = sink.bytes_written();
+  return report;
+}
+
+Result<pid_t> restore(const RestoreOptions& options) {
+  auto source = TRY(transport::FileSource::open(options.path));
+  wire::RecordReader reader(source);
+  TRY(reader.start());
+  Rebuild rebuild(options.pid_namespace);
+  for (;;) {
+    const wire::Record record = TRY(reader.next());
+    if (record.type == wire::RecordType::kEnd) break;
+    if (record.type == wire::RecordType::kInventory) TRY(begin(rebuild, record));
+    else TRY(rebuild.take(record));
+  }
+  if (!rebuild.prepared())
+    return fail(ErrorKind::kCorrupt, "restore", options.path, "the image ends before the process is complete");
+  TRY(rebuild.resume());
+  if (options.on_running) options.on_running(rebuild.pid(), rebuild.inner_pid());
+  return rebuild.pid();
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,110 @@
+// check, and the inventory that the destination judges.
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <set>
+
+#include "engine/base/files.h"
+#include "engine/migration/clock_sync.h"
+#include "engine/migration/migrate.h"
+#include "engine/state/file_facts.h"
+#include "engine/state/host_facts.h"
+#include "engine/state/house.h"
+#include "engine/state/process_rooms.h"
+#include "engine/state/regular_file.h"
+
+namespace godwit::migration {
+namespace {
+
+Status add_process(wire::Tree& tree, const tracee::Process& process) {
+  const tracee::Stat stat = TRY(process.stat());
+  wire::ProcessNode& node = *tree.add_nodes();
+  const std::string status = TRY(process.status(process.pid()));
+  // The innermost of its pids is the one that the process knows itself by.
+  for (const std::string_view pid : split(field(status, "NSpid:").value_or(""), '\t'))
+    node.add_namespace_pids(static_cast<int>(parse_number(pid).value_or(0)));
+  const int inner =
+      node.namespace_pids_size() > 0 ? node.namespace_pids(node.namespace_pids_size() - 1) : process.pid();
+  node.set_pid(inner);
+  for (const pid_t tid : TRY(process.threads())) {
+    auto own = state::inner_tid(process, tid);
+    if (own.ok()) node.add_tids(own.value());
+  }
+  node.set_ppid(stat.ppid);
+  node.set_comm(stat.comm);
+  node.set_pgid(stat.pgrp);
+  node.set_sid(stat.session);
+  node.set_exe(TRY(read_link(process.path("exe"))));
+  return {};
+}
+
+/// A file that the process may write changes under way: it has to be there, and its room compares it in the freeze.
+wire::FileFact written_file(const std::string& path) {
+  wire::FileFact fact;
+  fact.set_path(path);
+  fact.set_mode(S_IFREG);
+  return fact;
+}
+
+bool needs_file(const Vma& vma) {
+  const bool file = vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared;
+  return file && !vma.path.starts_with("/memfd:") && !vma.path.ends_with(" (deleted)");
+}
+
+}  // namespace
+
+Result<wire::Inventory> take_inventory(const tracee::Process& process, const Layout& layout,
+                                       const std::vector<state::OpenFile>& files) {
+  wire::Inventory inventory;
+  *inventory.mutable_facts() = TRY(state::collect_host_facts());
+  TRY(add_process(*inventory.mutable_tree(), process));
+  std::set<std::string> mapped, paths;
+  for (const Vma& vma : layout) {
+    if (needs_file(vma)) mapped.insert(vma.path);
+    if (vma.kind == VmaKind::kAnonymous)
+      inventory.set_memory_bytes(inventory.memory_bytes() + vma.range.size());
+  }
+  for (const std::string& path : state::collect_paths(files)) paths.insert(path);
+  paths.insert(mapped.begin(), mapped.end());
+  for (const std::string& path : paths) {
+    wire::FileFact fact = TRY(state::file_facts(path));
+    fact.set_mapped(mapped.count(path) != 0);
+    *inventory.add_files() = std::move(fact);
+  }
+  for (const std::string& path : state::collect_written_paths(files)) {
+    if (paths.count(path) == 0) *inventory.add_files() = written_file(path);
+  }
+  return inventory;
+}
+
+Result<state::Findings> check(pid_t pid, const LinkOptions& link_options,
+                              const std::vector<std::string>& move_addresses) {
+  const auto process = TRY(tracee::Process::open(pid));
+  const auto memory = TRY(tracee::Memory::open(pid));
+  state::Intent intent;
+  for (const std::string& address : move_addresses)
+    intent.moved_addresses.push_back(address.substr(0, address.find('/')));
+  const Layout layout = TRY(process.detailed_layout());
+  const auto files = TRY(state::read_open_files(process));
+  auto findings = TRY(state::check_all({process, memory, layout, files, intent, nullptr}));
+  if (link_options.destination.empty()) return findings;
+
+  auto link = TRY(Link::connect(link_options));
+  auto inventory = TRY(take_inventory(process, layout, files));
+  TRY(add_clock_offsets(*link, process, inventory));
+  for (const std::string& address : move_addresses) inventory.add_moved_addresses(address);
+  for (state::Finding& finding : TRY(ask_findings(*link, inventory))) findings.push_back(std::move(finding));
+  return findings;
+}
+
+Result<state::Findings> ask_findings(Link& link, const wire::Inventory& inventory) {
+  TRY(link.control().write_message(wire::RecordType::kInventory, inventory));
+  TRY(link.control().flush());
+  const auto answer = TRY(wire::parse<wire::Findings>(TRY(link.await(wire::RecordType::kFindings))));
+  state::Findings findings;
+  for (const wire::Finding& f : answer.findings())
+    findings.push_back({f.room(), f.subject(), f.what(), f.why(), f.remedy(), f.fatal()});
+  return findings;
+}
+
+}  // namespace godwit::migration

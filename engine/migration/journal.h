@@ -1,0 +1,35 @@
+// What outlives an engine: small files in /run/godwit, which a host that goes down takes with it, as it takes
+// the processes. The source's says which stopped original waits for a verdict, the destination's what became
+// of a session.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+
+#include "engine/base/result.h"
+#include "engine/wire/state.pb.h"
+#include "engine/wire/stream_header.h"
+
+namespace godwit::migration {
+
+/// Source: written before COMMIT leaves, removed when the verdict is known.
+struct InDoubt {
+  pid_t pid = 0;
+  uint64_t start_time = 0;  ///< of the process: a recycled pid is not it
+  std::string destination;
+  std::string session;  ///< hex
+};
+Status write_in_doubt(const InDoubt& entry);
+/// Nothing if there is no entry for the pid. Errors: Corrupt, System.
+Result<std::optional<InDoubt>> read_in_doubt(pid_t pid);
+void remove_in_doubt(pid_t pid);
+
+/// Destination: `committing` is written before the first thread may run, `running` once all do.
+Status write_verdict(const wire::SessionId& session, std::string_view state);
+void remove_verdict(const wire::SessionId& session);
+/// ABORTED when nothing was ever written: without `committing` no thread has run. UNKNOWN for `committing`.
+wire::Verdict::Value read_verdict(const wire::SessionId& session);
+
+}  // namespace godwit::migration

@@ -1,0 +1,141 @@
+#include "engine/migration/link.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "engine/base/fault_point.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr Nanos kGreetingTimeout = std::chrono::seconds(10);
+/// The peer acknowledges nothing for this long: the link is cut.
+constexpr Nanos kDeadAfter = std::chrono::seconds(10);
+
+std::string host_of(const transport::Endpoint& endpoint) {
+  std::string text = endpoint.text();
+  text.resize(text.rfind(':'));
+  if (text.starts_with('[')) text = text.substr(1, text.size() - 2);
+  return text;
+}
+
+}  // namespace
+
+Status require_secure(const transport::Endpoint& endpoint, bool insecure) {
+  if (insecure || endpoint.is_loopback()) return {};
+  return fail(ErrorKind::kDenied, "use plain TCP beyond this host", endpoint.text(),
+              "the stream holds all of the process' memory: tunnel it and use a loopback address, or accept "
+              "that with --insecure");
+}
+
+wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t channels) {
+  wire::Hello hello;
+  hello.set_version(uint32_t{wire::kWireMajor} << 16 | wire::kWireMinor);
+  for (const std::string_view feature : kFeatures) hello.add_features(std::string(feature));
+  hello.set_session(session.data(), session.size());
+  hello.set_engine("godwit 0.1.0");
+  hello.set_pid(static_cast<uint32_t>(::getpid()));
+  hello.set_role(role);
+  hello.set_channels(static_cast<uint32_t>(channels));
+  return hello;
+}
+
+Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
+  const auto where = TRY(transport::parse_host_port(options.destination));
+  std::unique_ptr<Link> link(new Link());
+  link->session_ = TRY(wire::new_session_id());
+  std::vector<std::unique_ptr<transport::Channel>> channels;
+  for (size_t i = 0; i < options.channels; ++i) {
+    channels.push_back(TRY(transport::connect(where, options.connect_timeout)));
+    TRY(require_secure(channels.back()->peer(), options.insecure));
+  }
+  link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
+  link->channels_->set_bandwidth(options.bandwidth);
+  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i));
+  return link;
+}
+
+Status Link::greet(size_t index) {
+  transport::Channel& channel = channels_->at(index);
+  TRY(channel.set_read_timeout(kGreetingTimeout));
+  TRY(channel.set_dead_after(kDeadAfter));
+  wire::StreamHeader header;
+  header.channel = static_cast<uint16_t>(index);
+  header.channels = static_cast<uint16_t>(channels_->size());
+  header.session = session_;
+  End end{std::make_unique<wire::RecordWriter>(channel, header),
+          std::make_unique<wire::RecordReader>(channel)};
+  TRY(end.writer->start());
+  TRY(end.writer->write_message(wire::RecordType::kHello,
+                                make_hello(session_, wire::ROLE_SOURCE, channels_->size())));
+  TRY(end.writer->flush());
+  TRY(end.reader->start());
+  const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*end.reader, wire::RecordType::kHello))));
+  if (hello.role() != wire::ROLE_DESTINATION)
+    return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(),
+                "it does not speak as a destination");
+  if (index == 0) {
+    for (const std::string& feature : hello.features()) {
+      if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures))
+        features_.push_back(feature);
+    }
+  }
+  ends_.push_back(std::move(end));
+  return {};
+}
+
+bool Link::agreed(std::string_view feature) const {
+  return std::find(features_.begin(), features_.end(), feature) != features_.end();
+}
+
+std::vector<wire::RecordWriter*> Link::writers() {
+  std::vector<wire::RecordWriter*> all;
+  for (End& end : ends_) all.push_back(end.writer.get());
+  return all;
+}
+
+Status Link::barrier() {
+  TRY(fault_point("barrier"));
+  wire::Barrier barrier;
+  barrier.set_id(++barriers_);
+  for (End& end : ends_) {
+    TRY(end.writer->write_message(wire::RecordType::kBarrier, barrier));
+    TRY(end.writer->flush());
+  }
+  const auto ack = TRY(wire::parse<wire::Ack>(TRY(await(wire::RecordType::kAck))));
+  if (ack.barrier() != barriers_)
+    return fail(ErrorKind::kCorrupt, "wait for a barrier", peer_name(), "the peer acknowledged another one");
+  return {};
+}
+
+std::string Link::local_address() const {
+  const auto local = transport::Endpoint::local_of(channels_->control().fd());
+  return local.ok() ? host_of(local.value()) : std::string();
+}
+
+std::string Link::peer_address() const {
+  return host_of(channels_->control().peer());
+}
+
+Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session) {
+  const auto where = TRY(transport::parse_host_port(options.destination));
+  const auto channel = TRY(transport::connect(where, std::chrono::seconds(2)));
+  TRY(channel->set_read_timeout(std::chrono::seconds(5)));
+  wire::StreamHeader header;
+  header.session = session;
+  wire::RecordWriter writer(*channel, header);
+  wire::RecordReader reader(*channel);
+  TRY(writer.start());
+  TRY(writer.write_message(wire::RecordType::kHello, make_hello(session, wire::ROLE_RESOLVER, 1)));
+  wire::Query query;
+  query.set_session(session.data(), session.size());
+  TRY(writer.write_message(wire::RecordType::kQuery, query));
+  TRY(writer.flush());
+  TRY(reader.start());
+  TRY(wire::expect(reader, wire::RecordType::kHello));
+  return TRY(wire::parse<wire::Verdict>(TRY(wire::expect(reader, wire::RecordType::kVerdict)))).value();
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,48 @@
+// `godwit migrate`: the source's side of a whole migration, from check to the original's end.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/migration/link.h"
+#include "engine/migration/precopy.h"
+#include "engine/state/finding.h"
+
+namespace godwit::migration {
+
+struct MigrateOptions {
+  pid_t pid = 0;
+  LinkOptions link;
+  Limits limits;
+  size_t cache_bytes = 64_MiB;
+  std::vector<std::string> move_addresses;           ///< "ADDR/LEN@DEV"
+  std::string hooks;                                 ///< a directory, or empty
+  Nanos verdict_patience{std::chrono::seconds(30)};  ///< how long to ask an unreachable peer after COMMIT
+  Nanos forward_after{std::chrono::seconds(1)};  ///< how long late packets of moved addresses are forwarded
+  OnProgress on_progress;
+  std::function<void(const state::Findings&)> on_findings;
+  std::function<void(const Report&)> on_completed;  ///< the destination runs it; forwarding may still go on
+  const std::atomic<bool>* cancelled = nullptr;
+};
+
+/// Blocks until the end. On an error `original_stopped` tells the one case in which the original does not run
+/// (InDoubt). Must be called from a process without other threads: it forks a guardian first.
+/// Errors: Refused, NotConverged, Cancelled, PeerGone, InDoubt, ... (exit codes: cli/exit_code.h).
+Result<Report> migrate(const MigrateOptions& options);
+
+/// Only the check: local findings, and the destination's when `link.destination` is not empty.
+Result<state::Findings> check(pid_t pid, const LinkOptions& link,
+                              const std::vector<std::string>& move_addresses);
+
+/// What a person decides about an original that is stopped in doubt. Refused unless the journal knows the
+/// pid.
+Status resolve(pid_t pid, bool resume);
+
+/// The inventory of a process: facts of this host, the tree, the files it needs. Any thread, nothing is
+/// touched.
+Result<wire::Inventory> take_inventory(const tracee::Process& process, const Layout& layout,
+                                       const std::vector<state::OpenFile>& files);
+
+}  // namespace godwit::migration

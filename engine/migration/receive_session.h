@@ -1,0 +1,71 @@
+// One session on the destination: greets, checks, feeds a Rebuild, and holds to the handover rules. The
+// control channel's thread runs it; further channels join with their own.
+#pragma once
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "engine/address/address_move.h"
+#include "engine/migration/hooks.h"
+#include "engine/migration/receiver.h"
+#include "engine/transport/channel.h"
+#include "engine/wire/record_reader.h"
+#include "engine/wire/record_writer.h"
+
+namespace godwit::migration {
+
+class ReceiveSession {
+ public:
+  ReceiveSession(const ReceiveOptions& options, const wire::StreamHeader& header)
+      : options_(options), header_(header), hooks_(options.hooks), rebuild_(options.pid_namespace) {}
+  ~ReceiveSession();
+
+  /// The control channel, its hello already read. Blocks until the session has ended.
+  Status run(transport::Channel& channel, wire::RecordReader& reader);
+  /// A further channel joins. Blocks until it has ended.
+  Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
+
+  /// After a run that succeeded: waits for the source's last word, then tells the network where the addresses are.
+  void part(transport::Channel& channel, wire::RecordReader& reader);
+
+  /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
+  /// yet can not be committed after it.
+  wire::Verdict::Value verdict();
+
+  [[nodiscard]] const std::vector<pid_t>& children() const { return rebuild_.children(); }
+  [[nodiscard]] bool had_inventory() const { return had_inventory_; }
+
+ private:
+  enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kRunning, kAborted };
+
+  Status converse(transport::Channel& channel, wire::RecordReader& reader, wire::RecordWriter& writer);
+  Status take_inventory(const wire::Record& record, wire::RecordWriter& writer);
+  Status answer_barrier(uint32_t id, wire::RecordWriter& writer);
+  Status wait_for_lanes(uint32_t barrier, bool ended);
+  Status prepare(transport::Channel& channel, wire::RecordWriter& writer);
+  Status commit(wire::RecordReader& reader, wire::RecordWriter& writer);
+  Status run_process(wire::RecordWriter& writer);
+  Status serve_lane(wire::RecordReader& reader, size_t lane);
+  void fail_session(const Error& error);
+  bool change_fate(Fate from, Fate to);
+
+  const ReceiveOptions& options_;
+  wire::StreamHeader header_;
+  Hooks hooks_;
+  Rebuild rebuild_;
+  std::optional<address::AddressMoveDestination> addresses_;
+  bool had_inventory_ = false;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  Fate fate_ = Fate::kOpen;
+  std::vector<uint32_t> lane_barrier_;  ///< of each further channel: the last barrier it passed
+  std::vector<bool> lane_ended_;
+  std::vector<transport::Channel*> lane_channels_;
+  std::optional<Error> lane_error_;
+};
+
+}  // namespace godwit::migration

@@ -1,0 +1,217 @@
+// Room "threads". While the source runs the threads are created on the shell and parked; in the freeze they
+// get their registers and what the kernel keeps for each.
+#include <fmt/format.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <set>
+
+#include "engine/base/files.h"
+#include "engine/base/missing_uapi.h"
+#include "engine/state/process_rooms.h"
+#include "engine/wire/rooms_process.pb.h"
+
+namespace godwit::state {
+
+Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid) {
+  const std::string status = TRY(process.status(tid));
+  const auto ids = split(field(status, "NSpid:").value_or(""), '\t');
+  if (ids.empty()) return tid;
+  return static_cast<pid_t>(parse_number(ids.back()).value_or(static_cast<uint64_t>(tid)));
+}
+
+namespace {
+
+using tracee::Batch;
+constexpr std::string_view kName = "threads";
+constexpr int kPrGetTidAddress = 40;  // linux/prctl.h
+constexpr int kIoPriorityOfProcess = 1;  // IOPRIO_WHO_PROCESS, linux/ioprio.h
+
+/// linux/sched/types.h, SCHED_ATTR_SIZE_VER1.
+struct SchedAttr {
+  uint32_t size, policy;
+  uint64_t flags;
+  int32_t nice;
+  uint32_t priority;
+  uint64_t runtime, deadline, period;
+  uint32_t util_min, util_max;
+};
+
+/// linux/ptrace.h
+struct RseqConfiguration {
+  uint64_t address;
+  uint32_t size, signature, flags, pad;
+};
+
+// ---- capture
+// -----------------------------------------------------------------------------------------------------
+
+Status capture_kernel_view(wire::ThreadState& state, pid_t tid) {
+  RseqConfiguration rseq{};
+  const auto request = static_cast<__ptrace_request>(uapi::kPtraceGetRseqConfiguration);
+  if (::ptrace(request, tid, sizeof rseq, &rseq) < 0)
+    return fail_errno("ptrace(PTRACE_GET_RSEQ_CONFIGURATION)", fmt::format("tid {}", tid));
+  state.set_rseq_address(rseq.address);
+  state.set_rseq_size(rseq.size);
+  state.set_rseq_signature(rseq.signature);
+  void* head = nullptr;
+  size_t size = 0;
+  if (::syscall(SYS_get_robust_list, tid, &head, &size) != 0)
+    return fail_errno("get_robust_list", fmt::format("tid {}", tid));
+  state.set_robust_list(reinterpret_cast<uint64_t>(head));
+  state.set_robust_list_size(size);
+  SchedAttr attr{};
+  if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) != 0)
+    return fail_errno("sched_getattr", fmt::format("tid {}", tid));
+  state.set_scheduling(bytes_of(attr));
+  cpu_set_t cpus[8];
+  const long used = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
+  if (used < 0) return fail_errno("sched_getaffinity", fmt::format("tid {}", tid));
+  state.set_affinity(cpus, static_cast<size_t>(used));
+  const long priority = ::syscall(SYS_ioprio_get, kIoPriorityOfProcess, tid);
+  state.set_io_priority(priority < 0 ? 0 : static_cast<uint32_t>(priority));
+  return {};
+}
+
+/// What only the thread itself can be asked.
+Status capture_own_view(CaptureContext& context, wire::ThreadState& state, pid_t tid) {
+  Batch batch;
+  const auto stack = batch.reserve(sizeof(stack_t));
+  const auto clear_tid = batch.reserve(sizeof(uint64_t));
+  batch.call(SYS_sigaltstack, {0, stack}, "read the alternate signal stack");
+  batch.call(SYS_prctl, {kPrGetTidAddress, clear_tid}, "prctl(PR_GET_TID_ADDRESS)");
+  const size_t slack = batch.call(SYS_prctl, {PR_GET_TIMERSLACK}, "prctl(PR_GET_TIMERSLACK)");
+  TRY(context.runner->run(tid, batch));
+  const auto bytes = batch.bytes(stack);
+  state.set_alternate_stack(bytes.data(), bytes.size());
+  state.set_clear_child_tid(batch.value<uint64_t>(clear_tid));
+  state.set_timer_slack(static_cast<uint64_t>(batch.result(slack)));
+  return {};
+}
+
+Status capture_thread(CaptureContext& context, const tracee::FrozenThread& thread, wire::ThreadState& state) {
+  state.set_tid(TRY(inner_tid(context.process, thread.tid)));
+  state.set_name(
+      std::string(trim(TRY(read_file(context.process.path(fmt::format("task/{}/comm", thread.tid)))))));
+  const tracee::Registers registers = TRY(tracee::read_registers(thread.tid));
+  // The fixed-up ones of the freeze, not those that an injection may have left.
+  state.set_general(bytes_of(thread.original));
+  state.set_xstate(registers.xstate.data(), registers.xstate.size());
+  state.set_signal_mask(thread.signal_mask);
+  TRY(capture_kernel_view(state, thread.tid));
+  return capture_own_view(context, state, thread.tid);
+}
+
+Result<std::string> capture(CaptureContext& context) {
+  wire::ThreadsState state;
+  if (context.frozen == nullptr) {
+    for (const pid_t tid : TRY(context.process.threads())) {
+      auto inner = inner_tid(context.process, tid);
+      if (inner.ok()) state.add_threads()->set_tid(inner.value());  // else it ended meanwhile
+    }
+    return state.SerializeAsString();
+  }
+  TRY(capture_thread(context, context.frozen->leader(), *state.add_threads()));
+  for (const tracee::FrozenThread& thread : context.frozen->threads()) {
+    if (thread.tid != context.pid()) TRY(capture_thread(context, thread, *state.add_threads()));
+  }
+  return state.SerializeAsString();
+}
+
+// ---- build
+// -------------------------------------------------------------------------------------------------------
+
+/// The shell has exactly the threads of `state` afterwards.
+Status match_threads(BuildContext& context, const wire::ThreadsState& state) {
+  std::set<pid_t> wanted;
+  for (const auto& thread : state.threads()) wanted.insert(thread.tid());
+  const std::vector<pid_t> there = context.shell.threads();
+  for (const pid_t tid : there) {
+    if (wanted.count(tid) == 0 && tid != context.pid) TRY(context.shell.end_thread(tid));
+  }
+  for (const pid_t tid : wanted) {
+    if (std::find(there.begin(), there.end(), tid) == there.end()) TRY(context.shell.create_thread(tid));
+  }
+  return {};
+}
+
+Status prepare(BuildContext& context, std::string_view message) {
+  return match_threads(context, TRY(parse_message<wire::ThreadsState>(kName, message)));
+}
+
+Status build_own_view(BuildContext& context, const wire::ThreadState& state) {
+  Batch batch;
+  batch.call(SYS_set_tid_address, {state.clear_child_tid()}, "set_tid_address");
+  if (state.robust_list() != 0)
+    batch.call(SYS_set_robust_list, {state.robust_list(), state.robust_list_size()}, "set_robust_list");
+  if (state.rseq_address() != 0)
+    batch.call(SYS_rseq, {state.rseq_address(), state.rseq_size(), 0, state.rseq_signature()},
+               "register rseq");
+  auto stack = TRY(value_of<stack_t>(kName, state.alternate_stack()));
+  stack.ss_flags &= ~SS_ONSTACK;  // follows from the stack pointer
+  batch.call(SYS_sigaltstack, {batch.put_value(stack), 0}, "sigaltstack");
+  batch.call(SYS_prctl, {PR_SET_NAME, batch.put_string(state.name())}, "prctl(PR_SET_NAME)");
+  batch.call(SYS_prctl, {PR_SET_TIMERSLACK, state.timer_slack()}, "prctl(PR_SET_TIMERSLACK)");
+  if (state.io_priority() != 0)
+    batch.call(SYS_ioprio_set, {kIoPriorityOfProcess, 0, state.io_priority()}, "ioprio_set");
+  return context.shell.run(state.tid(), batch);
+}
+
+Status build_scheduling(const BuildContext& context, const wire::ThreadState& state) {
+  const pid_t tid = context.shell.outer_tid(state.tid());
+  // A host with fewer CPUs keeps what it can; an affinity to none of them is left open.
+  (void)::syscall(SYS_sched_setaffinity, tid, state.affinity().size(), state.affinity().data());
+  const auto wanted = TRY(value_of<SchedAttr>(kName, state.scheduling()));
+  SchedAttr is{};
+  if (::syscall(SYS_sched_getattr, tid, &is, sizeof is, 0) == 0 && std::memcmp(&is, &wanted, sizeof is) == 0)
+    return {};
+  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) != 0)
+    return fail_errno("sched_setattr", fmt::format("tid {}", state.tid()));
+  return {};
+}
+
+Status finish_thread(BuildContext& context, const wire::ThreadState& state) {
+  TRY(build_own_view(context, state));
+  TRY(build_scheduling(context, state));
+  tracee::Registers registers;
+  registers.general = TRY(value_of<user_regs_struct>(kName, state.general()));
+  const auto xstate = std::as_bytes(std::span(state.xstate()));
+  registers.xstate.assign(xstate.begin(), xstate.end());
+  TRY(context.shell.set_registers(state.tid(), registers));
+  return context.shell.set_signal_mask(state.tid(), state.signal_mask());
+}
+
+Status finish(BuildContext& context, std::string_view message) {
+  const auto state = TRY(parse_message<wire::ThreadsState>(kName, message));
+  TRY(match_threads(context, state));
+  for (const auto& thread : state.threads()) TRY(finish_thread(context, thread));
+  return {};
+}
+
+Status check(const CheckContext& context, Findings& findings) {
+  for (const pid_t tid : TRY(context.process.threads())) {
+    const auto status = context.process.status(tid);
+    if (!status.ok()) continue;  // it ended
+    if (field(status.value(), "Seccomp:").value_or("0") != "0")
+      findings.push_back({std::string(kName), fmt::format("thread {}", tid), "a seccomp filter",
+                          "filters cannot be read back and carried yet",
+                          "run it without seccomp (systemd: SystemCallFilter=)", true});
+    const auto tracer = field(status.value(), "TracerPid:").value_or("0");
+    if (tracer != "0")
+      findings.push_back({std::string(kName), fmt::format("thread {}", tid),
+                          fmt::format("traced by pid {}", tracer), "a process has one tracer",
+                          "end the debugger", true});
+  }
+  return {};
+}
+
+}  // namespace
+
+const Room kThreadsRoom{kName, true, check, capture, prepare, finish, true};
+
+}  // namespace godwit::state

@@ -1,0 +1,172 @@
+#!/usr/bin/python3
+"""The e2e suite: what cases.toml lists, moved for real between hosts. `run.py [WORD...]`: only tests whose name holds
+one of the words."""
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import tomllib
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
+import apps  # noqa: E402
+from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, state_of, sweep)  # noqa: E402
+
+SKEW = 86400  # s
+# Programs that change their own mappings or threads all the time.
+MOVING = ("churn", "goroutines", "heartbeat", "everything")
+
+
+def there_and_back(a, b, name, words):
+    with Program(a, name, words) as moved:
+        pid = moved.pid
+        for destination in (b, a):
+            moved.move_to(destination)
+            if moved.pid != pid:
+                raise Failure(f"pid {moved.pid} on {destination.name}, was {pid}")
+            moved.check()
+            await_empty(a if destination is b else b)
+
+
+def checkpoint(a, _, name, words):
+    """Into a file, and from it into a pid namespace in which nothing ran before."""
+    fresh = Host("fresh", first_pid=0)
+    image = tempfile.NamedTemporaryFile(prefix="godwit-image-")
+    try:
+        with Program(a, name, words) as moved:
+            with Engine(a, "checkpoint", moved.pid, image.name) as engine:
+                if engine.finish() != 0 or engine.crashed():
+                    raise Failure(engine.said())
+            await_empty(a)
+            with Engine(fresh, "restore", image.name) as engine:
+                if engine.finish() != 0 or engine.crashed():
+                    raise Failure(engine.said())
+            moved.host = fresh
+            moved.check()
+    finally:
+        image.close()
+        fresh.close()
+
+
+def leave_running(a, _, name, words):
+    """A checkpoint that leaves the program as it was."""
+    with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image, Program(a, name, words) as left:
+        before = footprint(left.outer())
+        with Engine(a, "checkpoint", left.pid, image.name, "--leave-running") as engine:
+            if engine.finish() != 0 or engine.crashed():
+                raise Failure(engine.said())
+        after = footprint(left.outer())
+        left.check()
+        if name not in MOVING and difference(before, after):
+            raise Failure(f"the checkpoint left traces: {difference(before, after)}")
+
+
+def many_moves(a, b, name, words, moves):
+    downtimes = []
+    with Program(a, name, words) as moved:
+        moved.check()
+        for _ in range(moves):
+            downtimes.append(moved.move_to(b if moved.host is a else a)["downtime_ms"])
+            moved.check()
+    downtimes.sort()
+    return f"{moves} moves, downtime median {downtimes[len(downtimes) // 2]:.1f} ms, longest {downtimes[-1]:.1f} ms"
+
+
+def refused(a, _, name, case, word):
+    """check says no, with exit code 3, names what it is and what to do; and the program never noticed."""
+    with Program(a, name, [case]) as held:
+        before = footprint(held.outer())
+        for verb in (("check", held.pid), ("migrate", held.pid, "127.0.0.1:1")):
+            with Engine(a, *verb) as engine:
+                code = engine.finish()
+                engine.errors.seek(0)
+                text = " ".join(map(str, engine.events.seen)) + engine.errors.read().decode(errors="replace")
+                if code != 3:
+                    raise Failure(f"exit code {code}, not 3: {engine.said()}")
+            if word.lower() not in text.lower():
+                raise Failure(f"{verb[0]} does not name {word!r}: {text}")
+            if "remedy" not in text and verb[0] == "check":
+                raise Failure(f"no remedy: {text}")
+            if traces := difference(before, footprint(held.outer())):
+                raise Failure(f"{verb[0]} left traces: {traces}")
+            if state_of(held.outer()) not in "SR":
+                raise Failure(f"{verb[0]} left it in state {state_of(held.outer())}")
+        held.check()
+
+
+class Plan:
+    """Names every test, so that those chosen by words run and the rest are not even counted."""
+
+    def __init__(self, words):
+        self.words, self.tap = words, Tap("e2e")
+        self.pairs = {}
+
+    def hosts(self, skew):
+        if skew not in self.pairs:
+            pair = Hosts("A", "B", clock_offsets={"B": SKEW} if skew else None)
+            pair.__enter__()
+            self.pairs[skew] = pair
+        return self.pairs[skew]["A"], self.pairs[skew]["B"]
+
+    def test(self, name, function, *arguments, skew=False, needs=None):
+        if self.words and not any(word in name for word in self.words):
+            return
+        if needs and not shutil.which(needs):
+            self.tap.skip(name, f"{needs} is not installed")
+            return
+        a, b = self.hosts(skew)
+        self.tap.run(name, function, a, b, *arguments)
+        sweep(a, b)
+
+    def close(self):
+        for pair in self.pairs.values():
+            pair.__exit__(None, None, None)
+
+
+def plan_program(plan, entry):
+    name, cases, modes = entry["name"], entry.get("cases", []), entry["modes"]
+    words = entry.get("words", [])
+    more = {"skew": entry.get("skew", False), "needs": entry.get("needs")}
+    together = [cases or words] if entry.get("together", True) else [[case] for case in cases]
+    if "there-and-back" in modes:
+        for case in cases:
+            plan.test(f"{name}/{case} there-and-back", there_and_back, name, [case], **more)
+        if entry.get("together", True):
+            plan.test(f"{name} there-and-back", there_and_back, name, cases or words, **more)
+    if "checkpoint" in modes:
+        for chosen in together:
+            title = name if len(together) == 1 else f"{name}/{chosen[0]}"
+            plan.test(f"{title} checkpoint", checkpoint, name, chosen, needs=entry.get("needs"))
+        if entry.get("together", True):
+            plan.test(f"{name} checkpoint --leave-running", leave_running, name, cases or words, needs=entry.get("needs"))
+    if "many-moves" in modes:
+        moves = int(os.environ.get("GODWIT_MOVES", entry["moves"]))
+        plan.test(f"{name} {moves} moves", many_moves, name, cases or words, moves, **more)
+
+
+def main(words):
+    cases = tomllib.loads((HERE / "cases.toml").read_text())
+    plan = Plan(words)
+    try:
+        for entry in cases["program"]:
+            plan_program(plan, entry)
+        for entry in cases["refused"]:
+            for case, word in entry["cases"].items():
+                plan.test(f"{entry['program']}/{case} refused", refused, entry["program"], case, word)
+    finally:
+        plan.close()
+    for entry in cases["app"]:
+        name = f"app/{entry['name']}"
+        if words and not any(word in name for word in words):
+            continue
+        if entry.get("needs") and not shutil.which(entry["needs"]):
+            plan.tap.skip(name, f"{entry['needs']} is not installed")
+            continue
+        plan.tap.run(f"{name} under load", apps.move_under_load, entry["name"])
+        plan.tap.run(f"{name} checkpoint", apps.checkpoint_app, entry["name"])
+    return plan.tap.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
