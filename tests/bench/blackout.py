@@ -1,0 +1,80 @@
+#!/usr/bin/python3
+"""Bench `blackout`: what a program notices of its move. The heartbeat program stamps CLOCK_REALTIME every 0.2 ms; it is
+moved between two hosts with 1 MiB, 64 MiB, 1 GiB and 4 GiB touched and idle, and with 200 MiB/s rewritten at 1 GiB. The
+blackout is its longest pause around the freeze. Prints a table and one JSON object; passes or fails on nothing.
+
+blackout.py [--runs N] [--only TOUCHED[+DIRTY]] [--json FILE]"""
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "support"))
+from godwit import Hosts, Program  # noqa: E402
+
+SIZES = [(1, 0), (64, 0), (1024, 0), (4096, 0), (1024, 200)]  # MiB touched, MiB/s rewritten
+PARTS = ("freeze", "scan", "pages", "state", "commit", "resume")
+
+
+def spread(values):
+    values = sorted(values)
+    return {"median": statistics.median(values), "least": values[0], "most": values[-1],
+            "quartiles": statistics.quantiles(values, n=4)[::2] if len(values) > 1 else values * 2, "runs": len(values)}
+
+
+def longest_pause(moved):
+    return max(pause["ms"] for pause in json.loads((moved.directory / f"beats.{moved.round}").read_text())["pauses"])
+
+
+def measure(hosts, touched, dirty, runs):
+    """`runs` moves of one program back and forth. Its pauses without a move are the machine's own."""
+    a, b = hosts["A"], hosts["B"]
+    rows = []
+    with Program(a, "heartbeat", [str(touched), str(dirty)]) as moved:
+        moved.check()
+        moved.check()  # the span between the two: no move in it, but a verification of all memory
+        still = longest_pause(moved)
+        for _ in range(runs):
+            moved.check()
+            completed = moved.move_to(b if moved.host is a else a)
+            moved.check()
+            rows.append({"pause_ms": longest_pause(moved), "downtime_ms": completed["downtime_ms"], "total_ms": completed["total_ms"],
+                         "downtime": completed["downtime"], "rounds": len(completed["rounds"]), "wire": completed["bytes"]["wire"]})
+    return {"touched_mib": touched, "dirty_mib_per_s": dirty, "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),
+            "downtime_ms": spread([row["downtime_ms"] for row in rows]), "total_ms": spread([row["total_ms"] for row in rows]),
+            "parts_us": {part: statistics.median(row["downtime"][part] for row in rows) for part in PARTS},
+            "rounds": statistics.median(row["rounds"] for row in rows), "raw": rows}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--only", help="e.g. 64 or 1024+200")
+    parser.add_argument("--json", help="write the JSON here instead of to stdout")
+    arguments = parser.parse_args()
+    results = []
+    print(f"{'touched':>9} {'dirty':>9} | {'pause ms: median (least..most)':>32} | {'downtime ms':>22} | parts, median us: {' '.join(PARTS)}")
+    with Hosts("A", "B") as hosts:
+        for touched, dirty in SIZES:
+            if arguments.only and arguments.only not in (str(touched) if not dirty else "", f"{touched}+{dirty}"):
+                continue
+            one = measure(hosts, touched, dirty, arguments.runs)
+            results.append(one)
+            pause, down = one["pause_ms"], one["downtime_ms"]
+            print(f"{touched:>5} MiB {dirty:>4} MiB/s | {pause['median']:>12.2f} ({pause['least']:.2f}..{pause['most']:.2f})"
+                  f" still {one['still_ms']:.2f} | {down['median']:>8.2f} ({down['least']:.2f}..{down['most']:.2f}) | "
+                  + " ".join(f"{one['parts_us'][part]:.0f}" for part in PARTS), flush=True)
+    text = json.dumps({"bench": "blackout", "kernel": platform.release(), "cpus": os.cpu_count(), "results": results})
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(text + "\n")
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+#!/usr/bin/python3
+"""Bench `throughput`: pre-copy of 1 GiB between two hosts while the program runs, against raw TCP over the same wire in the
+same run, alternating. Prints the ratio, and one JSON object; passes or fails on nothing.
+
+throughput.py [--runs N] [--mib N] [--json FILE]"""
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "support"))
+from godwit import BUILD, Failure, Hosts, Program, move  # noqa: E402
+
+
+def raw_tcp(hosts, mib):
+    """GB/s of a plain sender with 1 MiB writes and a plain receiver (tests/bench/raw_tcp.c)."""
+    a, b = hosts["A"], hosts["B"]
+    tool = str(BUILD / "tests" / "bench" / "raw_tcp")
+    sink = b.popen([tool, "receive", "5001"], stdout=subprocess.PIPE)
+    try:
+        if sink.stdout.read(6) != b"ready\n":
+            raise Failure("raw_tcp does not listen")
+        return float(a.run([tool, "send", b.address, "5001", str(mib)], check=True).stdout)
+    finally:
+        sink.close()
+
+
+def precopy(hosts, mib):
+    """GB/s of the first round: every page of a program that holds that much and runs on meanwhile. Not compressible: each
+    cache line of it differs."""
+    a, b = hosts["A"], hosts["B"]
+    with Program(a, "heartbeat", [str(mib), "0"]) as moved:
+        completed, _ = move(a, b, moved.pid)
+        moved.host = b
+        moved.check()
+    first = completed["rounds"][0]
+    return {"gb_per_s": first["pages"] * 4096 / first["duration_us"] / 1e3, "wire_gb_per_s": first["bytes"] / first["duration_us"] / 1e3,
+            "seconds": first["duration_us"] / 1e6, "total_ms": completed["total_ms"]}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--mib", type=int, default=1024)
+    parser.add_argument("--json", help="write the JSON here instead of to stdout")
+    arguments = parser.parse_args()
+    raw, rounds = [], []
+    with Hosts("A", "B") as hosts:
+        for _ in range(arguments.runs):
+            raw.append(raw_tcp(hosts, arguments.mib))
+            rounds.append(precopy(hosts, arguments.mib))
+            print(f"raw TCP {raw[-1]:.2f} GB/s, pre-copy {rounds[-1]['gb_per_s']:.2f} GB/s of memory, "
+                  f"{rounds[-1]['wire_gb_per_s']:.2f} GB/s on the wire", flush=True)
+    ratios = [one["gb_per_s"] / base for one, base in zip(rounds, raw)]
+    print(f"pre-copy of {arguments.mib} MiB: {statistics.median(ratios):.2f} of raw TCP (median of {len(ratios)}, "
+          f"{min(ratios):.2f}..{max(ratios):.2f})")
+    text = json.dumps({"bench": "throughput", "kernel": platform.release(), "cpus": os.cpu_count(), "mib": arguments.mib,
+                       "ratio": statistics.median(ratios), "ratios": ratios, "raw_gb_per_s": raw, "precopy": rounds})
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(text + "\n")
+    else:
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
