@@ -53,7 +53,7 @@ std::string Error::message() const {
 }
 
 Error fail(ErrorKind kind, std::string operation, std::string subject, std::string remedy,
-           std::source_location origin) {
+           SourceLocation origin) {
   return Error{kind, 0, std::move(operation), std::move(subject), std::move(remedy), origin};
 }
 
@@ -84,13 +84,13 @@ ErrorKind kind_of(int err) {
 }
 }  // namespace
 
-Error fail_errno(std::string operation, std::string subject, int err, std::source_location origin) {
+Error fail_errno(std::string operation, std::string subject, int err, SourceLocation origin) {
   return Error{kind_of(err), err, std::move(operation), std::move(subject), {}, origin};
 }
 
-void check_failed(const char* expression, std::source_location origin) {
-  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file_name(),
-             origin.line());
+void check_failed(const char* expression, SourceLocation origin) {
+  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file,
+             origin.line);
   std::abort();
 }
 

@@ -6,13 +6,21 @@
 #include <cerrno>
 #include <cstdint>
 #include <memory>
-#include <source_location>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <variant>
 
 namespace godwit {
+
+/// Where an error arose. Not std::source_location: clang 14, which runs the linter and the fuzzers, lacks it.
+struct SourceLocation {
+  const char* file = "";
+  unsigned line = 0;
+  static constexpr SourceLocation current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 /// What the *caller* does about it; the CLI derives its exit code from this alone.
 enum class ErrorKind : uint8_t {
@@ -41,7 +49,7 @@ struct Error {
   std::string operation;  ///< what failed: "ptrace(PTRACE_SEIZE)"
   std::string subject;    ///< on what: "pid 4711", "fd 7 (socket:[123])", "record 12 (pages)"
   std::string remedy;     ///< what to do about it; may be empty
-  std::source_location origin = std::source_location::current();
+  SourceLocation origin = SourceLocation::current();
 
   /// One line for people: "operation on subject: strerror: remedy".
   [[nodiscard]] std::string message() const;
@@ -89,14 +97,14 @@ class [[nodiscard]] Result<void> {
 using Status = Result<void>;
 
 Error fail(ErrorKind kind, std::string operation, std::string subject, std::string remedy = {},
-           std::source_location origin = std::source_location::current());
+           SourceLocation origin = SourceLocation::current());
 
 /// The kind follows from `err`: ESRCH is TargetGone, EPERM Denied, EPIPE PeerGone, EAGAIN/EINTR Retry, else
 /// System.
 Error fail_errno(std::string operation, std::string subject, int err = errno,
-                 std::source_location origin = std::source_location::current());
+                 SourceLocation origin = SourceLocation::current());
 
-[[noreturn]] void check_failed(const char* expression, std::source_location origin);
+[[noreturn]] void check_failed(const char* expression, SourceLocation origin);
 
 }  // namespace godwit
 
@@ -111,4 +119,4 @@ Error fail_errno(std::string operation, std::string subject, int err = errno,
   })
 #define TRY(expr) GODWIT_TRY_(GODWIT_CONCAT(try_result_, __COUNTER__), expr)
 #define CHECK(cond) \
-  ((cond) ? static_cast<void>(0) : ::godwit::check_failed(#cond, std::source_location::current()))
+  ((cond) ? static_cast<void>(0) : ::godwit::check_failed(#cond, SourceLocation::current()))

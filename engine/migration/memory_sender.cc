@@ -98,22 +98,29 @@ Result<PageRuns> MemorySender::collect() {
         found.push_back(run);
     }
   }
-  // KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it
-  // here): every populated page of it counts as written.
-  for (const AddressRange& range : fresh_) {
-    auto populated = tracker_.survey(range);
-    if (!populated.ok()) continue;
-    for (PageRun& run : *populated) {
-      const Vma* vma = find_vma(layout_, run.range.start);
-      if (!run.present || run.file || vma == nullptr || vma->kind == VmaKind::kFileShared) continue;
-      if (!run.written) found.push_back(run);
-    }
-  }
+  TRY(add_unmarked(found));
   fresh_.clear();
   for (const AddressRange& range : again) {
     std::erase_if(tracked_, [&](AddressRange t) { return t.overlaps(range); });
   }
   return found;
+}
+
+/// KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it here), so that
+/// a written page of it looks clean: of fresh areas every populated page counts as written.
+Status MemorySender::add_unmarked(PageRuns& found) {
+  PageSet told;
+  for (const PageRun& run : found) told.insert(run.range);
+  for (const AddressRange& range : fresh_) {
+    PageSet populated;
+    for (const PageRun& run : TRY(tracker_.survey(range))) {
+      const Vma* vma = find_vma(layout_, run.range.start);
+      if (run.present && !run.file && vma != nullptr && vma->kind != VmaKind::kFileShared) populated.insert(run.range);
+    }
+    for (const AddressRange& known : told.runs_in(range)) populated.erase(known);
+    for (const AddressRange& missed : populated.runs()) found.push_back({missed, true, true});
+  }
+  return {};
 }
 
 Result<MemorySender::LastPass> MemorySender::survey() {
@@ -275,6 +282,7 @@ void MemorySender::count(codec::PageEncoding encoding) {
 }
 
 Status MemorySender::write_batch(Lane& lane) {
+  if (!lane.batch.empty()) wire_bytes_ += lane.batch.record_bytes();
   return lane.writer->write_batch(lane.batch);
 }
 

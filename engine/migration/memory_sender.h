@@ -75,6 +75,7 @@ class MemorySender {
   Status send_encoded(Lane& lane, AddressRange range, bool last);
   Status place_bulk(Lane& lane, RemoteAddr at, size_t pages);
   Status write_batch(Lane& lane);
+  Status add_unmarked(PageRuns& found);
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);

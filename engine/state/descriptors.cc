@@ -146,31 +146,47 @@ std::string full_key(const wire::Description& description) {
   return fmt::format("{}|{}|{}", description.room(), description.key(), identity);
 }
 
+/// A description with what is looked up for it once: a room's identity means parsing its message.
+struct Entry {
+  const wire::Description& description;
+  const DescriptorRoom& room;
+  std::string key;
+
+  [[nodiscard]] int number() const { return static_cast<int>(description.numbers(0).number()); }
+};
+
+std::vector<Entry> list_entries(const wire::DescriptorTable& table) {
+  std::vector<Entry> entries;
+  entries.reserve(static_cast<size_t>(table.descriptions_size()));
+  for (const auto& description : table.descriptions())
+    entries.push_back({description, room_of(description), full_key(description)});
+  return entries;
+}
+
 /// Closes what the table no longer has.
-void close_stale(BuildContext& ctx, const wire::DescriptorTable& table) {
-  std::set<std::string> wanted;
-  for (const auto& description : table.descriptions()) wanted.insert(full_key(description));
-  std::erase_if(ctx.prepared, [&](const auto& entry) {
-    if (wanted.contains(entry.first)) return false;
-    ::close(entry.second);
+void close_stale(BuildContext& ctx, const std::vector<Entry>& entries) {
+  std::set<std::string_view> wanted;
+  for (const Entry& entry : entries) wanted.insert(entry.key);
+  std::erase_if(ctx.prepared, [&](const auto& prepared) {
+    if (wanted.contains(prepared.first)) return false;
+    ::close(prepared.second);
     return true;
   });
 }
 
-Status make_one(BuildContext& ctx, const wire::Description& description) {
-  const std::string key = full_key(description);
-  if (ctx.prepared.contains(key)) return {};
-  const int fd = TRY(room_of(description).prepare(ctx, description.payload()));
-  ctx.prepared[key] = TRY(park(ctx, fd, description.subject()));
+Status make_one(BuildContext& ctx, const Entry& entry) {
+  if (ctx.prepared.contains(entry.key)) return {};
+  const int fd = TRY(entry.room.prepare(ctx, entry.description.payload()));
+  ctx.prepared[entry.key] = TRY(park(ctx, fd, entry.description.subject()));
   return {};
 }
 
-Status place_one(BuildContext& ctx, const wire::Description& description) {
-  const auto parked = ctx.prepared.extract(full_key(description));
-  for (const auto& number : description.numbers()) {
+Status place_one(BuildContext& ctx, const Entry& entry) {
+  const auto parked = ctx.prepared.extract(entry.key);
+  for (const auto& number : entry.description.numbers()) {
     const int flags = number.close_on_exec() ? O_CLOEXEC : 0;
     if (::dup3(parked.mapped(), static_cast<int>(number.number()), flags) < 0)
-      return fail_errno(fmt::format("dup3 to {}", number.number()), description.subject());
+      return fail_errno(fmt::format("dup3 to {}", number.number()), entry.description.subject());
   }
   ::close(parked.mapped());
   return {};
@@ -189,10 +205,6 @@ Status close_others(const BuildContext& ctx, const wire::DescriptorTable& table)
     first = number + 1;
   }
   return {};
-}
-
-int final_number(const wire::Description& description) {
-  return static_cast<int>(description.numbers(0).number());
 }
 
 }  // namespace
@@ -238,28 +250,29 @@ Result<std::string> capture_descriptors(CaptureContext& ctx) {
 Status prepare_descriptors(BuildContext& ctx, std::string_view description) {
   const auto table = TRY(parse_table(description));
   TRY(lift_parking(ctx, table));
-  close_stale(ctx, table);
+  const auto entries = list_entries(table);
+  close_stale(ctx, entries);
   // What cannot be made from a description may be gone in the final message (a temporary file); if not,
   // finish() fails on it.
-  for (const auto& one : table.descriptions()) (void)make_one(ctx, one).ok();
+  for (const Entry& entry : entries) (void)make_one(ctx, entry).ok();
   return {};
 }
 
 Status finish_descriptors(BuildContext& ctx, std::string_view message) {
   const auto table = TRY(parse_table(message));
   TRY(lift_parking(ctx, table));
-  close_stale(ctx, table);
-  for (const auto& one : table.descriptions()) TRY(make_one(ctx, one));
+  const auto entries = list_entries(table);
+  close_stale(ctx, entries);
+  for (const Entry& entry : entries) TRY(make_one(ctx, entry));
   // ORDER: from here all numbers below parking_base belong to the process alone.
-  for (const auto& one : table.descriptions()) TRY(place_one(ctx, one));
+  for (const Entry& entry : entries) TRY(place_one(ctx, entry));
   TRY(close_others(ctx, table));
-  for (const auto& one : table.descriptions())
-    TRY(room_of(one).finish(ctx, final_number(one), one.payload()));
+  for (const Entry& entry : entries) TRY(entry.room.finish(ctx, entry.number(), entry.description.payload()));
   // ORDER: filling a queue may change the flags of its other end.
-  for (const auto& one : table.descriptions()) TRY(apply_common(ctx, final_number(one), one));
-  for (const auto& one : table.descriptions())
-    if (const auto& room = room_of(one); room.wire_up != nullptr)
-      TRY(room.wire_up(ctx, final_number(one), one.payload()));
+  for (const Entry& entry : entries) TRY(apply_common(ctx, entry.number(), entry.description));
+  for (const Entry& entry : entries)
+    if (entry.room.wire_up != nullptr)
+      TRY(entry.room.wire_up(ctx, entry.number(), entry.description.payload()));
   for (const auto& [name, fd] : ctx.anchors) ::close(fd);
   ctx.anchors.clear();
   return {};

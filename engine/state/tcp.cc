@@ -9,6 +9,7 @@
 
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
@@ -202,7 +203,7 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   state.set_local(names.local);
   // ORDER: before repair mode, which changes what some options say.
   *state.mutable_options() = TRY(capture_socket_options(
-      copy.get(), file.subject(), {socket_level_options(), ip_level_options(), tcp_level_options()}));
+      copy.get(), file.subject(), {socket_level_options(), stream_ip_options(), tcp_level_options()}));
   TRY(capture_phase(ctx, std::move(copy), file, names, state));
   return state.SerializeAsString();
 }
@@ -216,6 +217,17 @@ bool claims(const OpenFile& file) {
 
 std::span<const OptionSpec> tcp_level_options() {
   return kTcpLevel;
+}
+
+// KERNEL: accept(2) leaves values behind for multicasts that a stream socket says, but does not take.
+std::span<const OptionSpec> stream_ip_options() {
+  static const auto kOptions = [] {
+    std::vector<OptionSpec> options;
+    for (const OptionSpec& spec : ip_level_options())
+      if (std::string_view(spec.text).find("_MULTICAST_") == std::string_view::npos) options.push_back(spec);
+    return options;
+  }();
+  return kOptions;
 }
 
 DescriptorRoom tcp_room() {

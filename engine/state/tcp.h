@@ -13,9 +13,11 @@ namespace godwit::state {
 
 constexpr std::string_view kTcpRoomName = "tcp";
 
-/// Socket, IP and TCP options. TCP_MAXSEG and TCP_REPAIR_* are not among them: they mean different things in
+/// IPPROTO_TCP. TCP_MAXSEG and TCP_REPAIR_* are not among them: they mean different things in
 /// different phases.
 std::span<const OptionSpec> tcp_level_options();
+/// ip_level_options() that mean something to a stream.
+std::span<const OptionSpec> stream_ip_options();
 
 wire::TcpConnection to_message(const TcpSnapshot& snapshot);
 TcpSnapshot from_message(const wire::TcpState& state);

@@ -17,7 +17,7 @@ constexpr uint32_t kScaleLimit = 14;  // RFC 7323 2.3
 
 OptionTables all_options() {
   static const std::initializer_list<std::span<const OptionSpec>> kAll = {
-      socket_level_options(), ip_level_options(), tcp_level_options()};
+      socket_level_options(), stream_ip_options(), tcp_level_options()};
   return kAll;
 }
 

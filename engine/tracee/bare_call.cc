@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "engine/base/log.h"
+#include "engine/tracee/restart.h"
 #include "engine/tracee/signal_frame.h"
 
 namespace godwit::tracee {
@@ -73,7 +74,7 @@ Result<user_regs_struct> set_up(const FrozenThread& thread, const Memory& memory
   const RemoteAddr frame_at = site.window + kWindowFrame;
   const auto xstate = TRY(read_xstate(thread.tid));
   const auto frame = TRY(build_signal_frame(frame_at.value(), site.gadgets.restorer.value(),
-                                            registers_home(memory, thread), thread.signal_mask, xstate));
+                                            restarted(memory, thread.original), thread.signal_mask, xstate));
   TRY(memory.write(frame_at, frame));
   TRY(write_mark(memory, site.window, kBusy));
   return registers_at(thread.original, site.gadgets.syscall_ret, frame_at);

@@ -16,6 +16,7 @@
 #include "engine/tracee/fixups.h"
 #include "engine/tracee/leftover.h"
 #include "engine/tracee/memory.h"
+#include "engine/tracee/restart.h"
 #include "engine/tracee/scratch.h"
 #include "engine/tracee/signal_frame.h"
 #include "engine/tracee/steering.h"
@@ -68,17 +69,17 @@ Status map_scratch(const Frozen& frozen, const Memory& memory, const BareSite& s
   return {};
 }
 
+Status write_header(const Memory& memory, RemoteAddr scratch, bool busy) {
+  const ScratchHeader header{kScratchMagic, busy ? 1U : 0U};
+  return memory.write(scratch, std::as_bytes(std::span(&header, 1)));
+}
+
 Status unmap_scratch(const Frozen& frozen, const Memory& memory, const BareSite& site, AddressRange scratch) {
   const int64_t result =
       TRY(bare_call(frozen, memory, site, SYS_munmap, {scratch.start.value(), scratch.size()}));
   if (result == 0) return {};
   return fail_errno("unmap the scratch area", fmt::format("{} of pid {}", scratch, memory.pid()),
                     static_cast<int>(-result));
-}
-
-Status write_header(const Memory& memory, RemoteAddr scratch, bool busy) {
-  const ScratchHeader header{kScratchMagic, busy ? 1U : 0U};
-  return memory.write(scratch, std::as_bytes(std::span(&header, 1)));
 }
 
 /// Calls that go together into the scratch, with the part of the batch's data that they refer to.
@@ -197,11 +198,8 @@ struct Injector::State {
 Status Injector::State::find_or_map(const Layout* known) {
   scratch = find_idle_scratch(memory);
   if (!scratch.empty()) return {};
-  Layout own;
-  if (known == nullptr) own = TRY(frozen.process().layout());
-  const Layout& layout = known == nullptr ? own : *known;
-  const std::vector<Leftover> leftovers = TRY(find_leftovers(memory, layout));
-  TRY(bring_threads_home(frozen, memory, leftovers, abandoned_window(memory, layout), facts.has_seccomp));
+  Layout layout = known == nullptr ? TRY(frozen.process().layout()) : *known;
+  const auto leftovers = TRY(bring_threads_home(frozen, memory, layout, facts.has_seccomp));
   TRY(prepare_thread(frozen, frozen.leader(), facts.has_seccomp));
   site = TRY(find_bare_site(frozen, memory, layout));
   if (leftovers.empty()) return map_scratch(frozen, memory, *site, scratch);
@@ -225,8 +223,8 @@ Status Injector::State::make_frame(const FrozenThread& thread) {
   if (same) return {};
   TRY(prepare_thread(frozen, thread, facts.has_seccomp));
   const auto xstate = TRY(read_xstate(thread.tid));
-  const auto bytes =
-      TRY(build_signal_frame(frame().value(), 0, registers_home(memory, thread), thread.signal_mask, xstate));
+  const auto bytes = TRY(
+      build_signal_frame(frame().value(), 0, restarted(memory, thread.original), thread.signal_mask, xstate));
   framed_tid = 0;
   TRY(memory.write(frame(), bytes));
   framed_tid = thread.tid;
@@ -349,9 +347,8 @@ Status Injector::leave_mapped() {
 Status remove_leftover_scratch(Frozen& frozen) {
   const Facts facts = TRY(find_facts(frozen));
   const Memory memory = TRY(Memory::open(frozen.process().pid()));
-  const Layout layout = TRY(frozen.process().layout());
-  const std::vector<Leftover> leftovers = TRY(find_leftovers(memory, layout));
-  TRY(bring_threads_home(frozen, memory, leftovers, abandoned_window(memory, layout), facts.has_seccomp));
+  Layout layout = TRY(frozen.process().layout());
+  const auto leftovers = TRY(bring_threads_home(frozen, memory, layout, facts.has_seccomp));
   if (leftovers.empty()) return {};
   TRY(prepare_thread(frozen, frozen.leader(), facts.has_seccomp));
   const BareSite site = TRY(find_bare_site(frozen, memory, layout));

@@ -12,49 +12,56 @@ namespace godwit::tracee {
 namespace {
 
 constexpr int kMostStops = 100'000;
-constexpr uint64_t kStackSearched = 16_KiB;  // above a handler's stack pointer, where its signal frame lies
+constexpr uint64_t kStackSearched = 64_KiB;  // above a stack pointer, where the frames of handlers lie
 
-/// Where a thread may be that has not come home, and what a signal frame on top of it would show.
+/// Where a thread may be that has not come home.
 class Inside {
  public:
   Inside(const Memory& memory, const std::vector<Leftover>& leftovers, RemoteAddr window) : memory_(memory) {
-    for (const Leftover& leftover : leftovers) {
-      areas_.push_back(leftover.scratch);
-      const RemoteAddr stub = leftover.scratch.start + kStubOffset;
-      saved_.push_back({stub, stub + stub_code().size() + 1});  // as a saved rip
-    }
-    if (window == RemoteAddr()) return;
-    areas_.push_back({window, window + kWindowSize});
-    saved_.push_back({window + kWindowFrame, window + kWindowFrame + 9});  // as a saved rsp
+    for (const Leftover& leftover : leftovers) areas_.push_back(leftover.scratch);
+    if (window != RemoteAddr()) areas_.push_back({window, window + kWindowSize});
   }
 
   [[nodiscard]] bool holds(const user_regs_struct& general) const {
-    return in(areas_, general.rip) || in(areas_, general.rsp) || handler_on_top(general.rsp);
+    return in(general.rip) || in(general.rsp) || under_a_handler(general.rsp);
   }
 
  private:
-  static bool in(const std::vector<AddressRange>& ranges, uint64_t value) {
-    return std::any_of(ranges.begin(), ranges.end(),
+  [[nodiscard]] bool in(uint64_t value) const {
+    return std::any_of(areas_.begin(), areas_.end(),
                        [=](AddressRange r) { return r.contains(RemoteAddr(value)); });
   }
 
-  /// A handler on a stack of its own leaves no trace in the registers, but it has the frame above it.
-  [[nodiscard]] bool handler_on_top(uint64_t sp) const {
-    std::array<uint64_t, kPageSize / sizeof(uint64_t)> words{};
-    for (uint64_t at = sp & ~uint64_t{7}, end = sp + kStackSearched; at < end;) {
-      const uint64_t size = std::min(page_floor(at) + kPageSize, end) - at;
-      const auto part = std::as_writable_bytes(std::span(words)).first(size & ~uint64_t{7});
-      if (part.empty() || !memory_.read(RemoteAddr(at), part).ok()) return false;
-      const auto count = static_cast<ptrdiff_t>(part.size() / sizeof(uint64_t));
-      if (std::any_of(words.begin(), words.begin() + count, [&](uint64_t word) { return in(saved_, word); }))
-        return true;
-      at += part.size();
+  /// A handler on a stack of its own shows nothing in the registers, but the signal frame above it does: rsp
+  /// and rip of what it interrupted, and two words on, the selectors by which the frame is known.
+  [[nodiscard]] bool under_a_handler(uint64_t sp) const {
+    constexpr uint64_t kSelectors = 0xffff'0000'0000'ffff, kUser64 = 0x002b'0000'0000'0033;
+    const std::vector<uint64_t> words = read_stack(sp);
+    for (size_t i = 3; i < words.size(); ++i) {
+      if ((words[i] & kSelectors) == kUser64 && (in(words[i - 3]) || in(words[i - 2]))) return true;
     }
     return false;
   }
 
+  /// What is mapped of kStackSearched bytes from `sp` on.
+  [[nodiscard]] std::vector<uint64_t> read_stack(uint64_t sp) const {
+    std::vector<uint64_t> words;
+    for (uint64_t at = sp & ~uint64_t{7}, end = at + kStackSearched; at < end;) {
+      const uint64_t size = std::min(page_floor(at) + kPageSize, end) - at;
+      const size_t old = words.size();
+      words.resize(old + size / sizeof(uint64_t));
+      if (memory_.read(RemoteAddr(at), std::as_writable_bytes(std::span(words).subspan(old))).ok()) {
+        at += size;
+        continue;
+      }
+      words.resize(old);
+      break;
+    }
+    return words;
+  }
+
   const Memory& memory_;
-  std::vector<AddressRange> areas_, saved_;
+  std::vector<AddressRange> areas_;
 };
 
 Status bring_home(Frozen& frozen, const FrozenThread& thread, const Inside& inside, bool has_seccomp) {
@@ -70,14 +77,7 @@ Status bring_home(Frozen& frozen, const FrozenThread& thread, const Inside& insi
               "an engine died while it injected into it, and it does not come back");
 }
 
-}  // namespace
-
-AddressRange find_idle_scratch(const Memory& memory) {
-  const auto header = memory.read_value<ScratchHeader>(RemoteAddr(kScratchHint));
-  if (!header.ok() || header.value().magic != kScratchMagic || header.value().busy != 0) return {};
-  return range_of(kScratchHint, kScratchHint + kScratchSize);
-}
-
+/// The scratch areas that lie in the process.
 Result<std::vector<Leftover>> find_leftovers(const Memory& memory, const Layout& layout) {
   std::vector<Leftover> found;
   for (const Vma& vma : layout) {
@@ -91,16 +91,31 @@ Result<std::vector<Leftover>> find_leftovers(const Memory& memory, const Layout&
   return found;
 }
 
-Status bring_threads_home(Frozen& frozen, const Memory& memory, const std::vector<Leftover>& leftovers,
-                          RemoteAddr window, bool has_seccomp) {
+}  // namespace
+
+AddressRange find_idle_scratch(const Memory& memory) {
+  const auto header = memory.read_value<ScratchHeader>(RemoteAddr(kScratchHint));
+  if (!header.ok() || header.value().magic != kScratchMagic || header.value().busy != 0) return {};
+  return range_of(kScratchHint, kScratchHint + kScratchSize);
+}
+
+Result<std::vector<Leftover>> bring_threads_home(Frozen& frozen, const Memory& memory, Layout& layout,
+                                                 bool has_seccomp) {
+  std::vector<Leftover> leftovers = TRY(find_leftovers(memory, layout));
+  const RemoteAddr window = abandoned_window(memory, layout);
   const bool busy = std::any_of(leftovers.begin(), leftovers.end(), [](const Leftover& l) { return l.busy; });
-  if (!busy && window == RemoteAddr()) return {};
+  if (!busy && window == RemoteAddr()) return leftovers;
   const Inside inside(memory, leftovers, window);
   const std::vector<FrozenThread> threads = frozen.threads();  // a copy: settle() changes the entries
+  bool any = false;
   for (const FrozenThread& thread : threads) {
-    if (inside.holds(thread.original)) TRY(bring_home(frozen, thread, inside, has_seccomp));
+    if (!inside.holds(thread.original)) continue;
+    TRY(bring_home(frozen, thread, inside, has_seccomp));
+    any = true;
   }
-  return {};
+  if (!any) return leftovers;
+  layout = TRY(frozen.process().layout());
+  return find_leftovers(memory, layout);
 }
 
 }  // namespace godwit::tracee

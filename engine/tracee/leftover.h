@@ -21,15 +21,14 @@ struct ScratchHeader {
   uint64_t busy;
 };
 
-/// The scratch areas that lie in the process.
-Result<std::vector<Leftover>> find_leftovers(const Memory& memory, const Layout& layout);
 /// The scratch that an engine left on purpose (Injector::leave), found without a layout. Empty if there is
 /// none.
 AddressRange find_idle_scratch(const Memory& memory);
 
-/// Lets every thread that is inside a scratch or an abandoned bare call run until it is home again.
-/// Errors: TargetGone; Retry when one does not come out.
-Status bring_threads_home(Frozen& frozen, const Memory& memory, const std::vector<Leftover>& leftovers,
-                          RemoteAddr window, bool has_seccomp);
+/// Lets every thread that is inside a scratch or an abandoned bare call run until it is home again, and
+/// returns what is left then. `layout` is read again when that may have changed it: a thread on its way home
+/// maps or unmaps. Errors: TargetGone; Retry when one does not come out.
+Result<std::vector<Leftover>> bring_threads_home(Frozen& frozen, const Memory& memory, Layout& layout,
+                                                 bool has_seccomp);
 
 }  // namespace godwit::tracee

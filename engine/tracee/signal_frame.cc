@@ -76,18 +76,6 @@ void fill_context(SigContext& to, const user_regs_struct& from) {
 
 }  // namespace
 
-user_regs_struct restarted(user_regs_struct general) {
-  constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514, kRestartBlock = 516;
-  const auto error = -static_cast<int64_t>(general.rax);
-  const bool restarts =
-      error == kRestartSys || error == kRestartNoIntr || error == kRestartNoHand || error == kRestartBlock;
-  if (static_cast<int64_t>(general.orig_rax) < 0 || !restarts) return general;
-  general.rip -= 2;  // over `syscall`
-  general.rax = general.orig_rax;
-  general.orig_rax = ~0ULL;
-  return general;
-}
-
 Result<std::vector<std::byte>> build_signal_frame(uint64_t at, uint64_t restorer,
                                                   const user_regs_struct& general, uint64_t signal_mask,
                                                   std::span<const std::byte> xstate) {
@@ -110,7 +98,7 @@ Result<std::vector<std::byte>> build_signal_frame(uint64_t at, uint64_t restorer
   frame.flags = kUcFpXstate | kUcSigcontextSs | kUcStrictRestoreSs;
   frame.stack_flags = kNoSuchStackMode;
   frame.mask = signal_mask;
-  fill_context(frame.context, restarted(general));
+  fill_context(frame.context, general);
   frame.context.fpstate = at + kXstateOffset;
   std::memcpy(bytes.data(), &frame, sizeof frame);
 

@@ -15,16 +15,12 @@
 namespace godwit::tracee {
 
 /// The frame for address `at`, which must be 8 bytes off a multiple of 64. Its first word is `restorer`: a
-/// `ret` with rsp = `at` comes to it. rt_sigreturn wants rsp = `at` + 8. Registers of an interrupted system
-/// call (-ERESTART*) are written as the kernel would restart it, because rt_sigreturn does not; with
-/// -ERESTART_RESTARTBLOCK a relative sleep begins anew. The alternate signal stack stays as it is. Errors:
-/// Unsupported for an xstate that the CPU does not explain.
+/// `ret` with rsp = `at` comes to it. rt_sigreturn wants rsp = `at` + 8. `general` must need no restart, for
+/// rt_sigreturn does none (see restart.h). The alternate signal stack stays as it is. Errors: Unsupported for
+/// an xstate that the CPU does not explain.
 Result<std::vector<std::byte>> build_signal_frame(uint64_t at, uint64_t restorer,
                                                   const user_regs_struct& general, uint64_t signal_mask,
                                                   std::span<const std::byte> xstate);
-
-/// `general` as it is when the kernel has restarted the system call that a stop interrupted.
-user_regs_struct restarted(user_regs_struct general);
 
 constexpr size_t kLargestFrame = 16384;
 

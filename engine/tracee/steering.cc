@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sys/ptrace.h>
-#include <sys/syscall.h>
 
 #include "engine/base/missing_uapi.h"
 #include "engine/tracee/fixups.h"
@@ -63,24 +62,6 @@ Status enter(pid_t tid, const user_regs_struct& general, uint64_t signal_mask) {
 Status leave(const FrozenThread& thread) {
   TRY(set_signal_mask(thread.tid, thread.signal_mask));
   return write_general(thread.tid, thread.original);
-}
-
-user_regs_struct registers_home(const Memory& memory, const FrozenThread& thread) {
-  user_regs_struct general = thread.original;
-  if (general.orig_rax != SYS_restart_syscall) return general;
-  struct [[gnu::packed]] {
-    uint8_t mov;
-    uint32_t nr;
-    uint16_t syscall;
-  } code{};
-  const auto bytes = std::as_writable_bytes(std::span(&code, 1));
-  if (!memory.read(RemoteAddr(general.rip - sizeof code), bytes).ok()) return general;
-  constexpr uint8_t kMovEax = 0xb8;
-  constexpr uint16_t kSyscall = 0x050f;
-  const bool restartable = code.nr == SYS_nanosleep || code.nr == SYS_clock_nanosleep ||
-                           code.nr == SYS_poll || code.nr == SYS_futex;
-  if (code.mov == kMovEax && code.syscall == kSyscall && restartable) general.orig_rax = code.nr;
-  return general;
 }
 
 user_regs_struct registers_at(const user_regs_struct& from, RemoteAddr rip, RemoteAddr rsp) {

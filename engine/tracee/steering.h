@@ -3,7 +3,6 @@
 #pragma once
 
 #include "engine/tracee/frozen.h"
-#include "engine/tracee/memory.h"
 #include "engine/tracee/stop_waiter.h"
 
 namespace godwit::tracee {
@@ -12,8 +11,7 @@ enum class Run : uint8_t { kInvalid = 0, kContinue, kToSyscallStop };
 
 /// Makes a thread ready to be steered: 64-bit code, no syscall user dispatch, stops marked as
 /// PTRACE_O_TRACESYSGOOD does, and the filter of seccomp suspended for as long as this engine traces it.
-/// KERNEL: without TRACESYSGOOD the death of this engine in a system-call stop would send the thread a
-/// SIGTRAP. Errors: Unsupported, Denied (seccomp is in force and cannot be suspended).
+/// Errors: Unsupported, Denied (seccomp is in force and cannot be suspended).
 Status prepare_thread(const Frozen& frozen, const FrozenThread& thread, bool has_seccomp);
 
 /// Lets the thread run until its next stop, delivering `signal` if not 0. It may sleep for as long as it
@@ -24,12 +22,6 @@ Result<Stop> run_to_stop(const Frozen& frozen, pid_t tid, StopWaiter& waiter, Ru
 /// between is one that a thread without a tracer comes home from.
 Status enter(pid_t tid, const user_regs_struct& general, uint64_t signal_mask);
 Status leave(const FrozenThread& thread);
-
-/// Registers for a signal frame that takes `thread` home. KERNEL: a sleep that was interrupted twice stands
-/// in restart_syscall(), and rt_sigreturn forgets what that would restart: the call's own number is taken
-/// from the code before it (`mov $nr, %eax; syscall`), where it can be read there; otherwise the sleep ends
-/// with EINTR.
-user_regs_struct registers_home(const Memory& memory, const FrozenThread& thread);
 
 /// Registers to make a thread run elsewhere: those of `from`, with clean flags and no system call to restart.
 user_regs_struct registers_at(const user_regs_struct& from, RemoteAddr rip, RemoteAddr rsp);

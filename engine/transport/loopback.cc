@@ -108,7 +108,10 @@ void LoopbackEnd::cancel() {
 Loopback make_loopback(size_t capacity) {
   const auto there = std::make_shared<Pipe>(capacity);
   const auto back = std::make_shared<Pipe>(capacity);
-  return {std::make_unique<LoopbackEnd>(there, back), std::make_unique<LoopbackEnd>(back, there)};
+  Loopback link;
+  link.a = std::make_unique<LoopbackEnd>(there, back);
+  link.b = std::make_unique<LoopbackEnd>(back, there);
+  return link;
 }
 
 }  // namespace godwit::transport

@@ -1,10 +1,12 @@
 #include "engine/wire/record_reader.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/stubs/logging.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "engine/base/log.h"
 #include "engine/base/units.h"
 #include "engine/wire/layout_messages.h"
 
@@ -103,11 +105,22 @@ Result<Record> RecordReader::read_record() {
   return record;
 }
 
+namespace {
+
+/// What libprotobuf would print: a parse that fails is our error to report, not a line on the user's screen.
+void log_protobuf(google::protobuf::LogLevel, const char* file, int line, const std::string& message) {
+  log_debug("protobuf, {}:{}: {}", file, line, message);
+}
+
+}  // namespace
+
 Status parse_into(const Record& record, google::protobuf::Message& message) {
   const RecordInfo* info = find_record(record.type);
   if (info == nullptr || info->prototype == nullptr ||
       info->prototype().GetDescriptor() != message.GetDescriptor())
     return corrupt(fmt::format("expecting a message {}", message.GetTypeName()), record.name());
+  static const auto kPrinter = google::protobuf::SetLogHandler(log_protobuf);
+  (void)kPrinter;
   if (!message.ParseFromArray(record.payload.data(), static_cast<int>(record.payload.size())))
     return corrupt(fmt::format("parsing a message {}", message.GetTypeName()), record.name());
   return {};

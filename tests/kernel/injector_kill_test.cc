@@ -108,12 +108,13 @@ void kill_engines(bool signals, int kills) {
   for (int i = 0; i < kills; ++i) {
     run_and_kill_engine(target.pid(), *engines, random);
     ++died_in[static_cast<size_t>(engines->phase.load())];
+    if (random() % 2 == 0) continue;  // the next engine comes at once, perhaps before the threads are home
     const int rounds = checks->rounds.load(), sleeps = checks->sleeps.load();
     while ((checks->rounds.load() == rounds || checks->sleeps.load() < sleeps + 2) &&
            state_letter(target.pid()) != 'X' && state_letter(target.pid()) != 'Z')
       ::usleep(200);
     ASSERT_EQ(checks->wrong.load(), 0) << checks->what << " after kill " << i;
-    ASSERT_NE(state_letter(target.pid()), 'Z') << "the target died after kill " << i;
+    ASSERT_NE(state_letter(target.pid()), 'Z') << "the target died after kill " << i << " of status " << target.wait();
     ASSERT_EQ(engines->failures.load(), 0) << engines->what << " before kill " << i;
   }
   ASSERT_OK(clean_up(target.pid()));
@@ -136,6 +137,61 @@ TEST(InjectorKill, TheTargetNeverNoticesTheDeathOfAnEngine) {
 }
 TEST(InjectorKill, NorDoesATargetThatIsFloodedWithSignals) {
   kill_engines(true, kKills);
+}
+
+/// An engine whose vector sleeps, so that it surely dies in the middle of it.
+void die_in_a_vector(pid_t target, EngineReport& report) {
+  Target engine([&](const auto& ready) {
+    const auto process = Process::open(target);
+    auto frozen = Frozen::freeze(process.value());
+    auto injector = Injector::create(frozen.value());
+    if (!injector.ok()) ::_exit(1);
+    Batch batch;
+    const DataRef time = batch.put_value(timespec{0, 20'000'000});
+    batch.call(SYS_nanosleep, {time, 0}, "nanosleep");
+    report.phase = kRunning;
+    ready();
+    (void)injector.value()->run(target, batch);
+    for (;;) ::pause();
+  });
+  while (state_letter(target) != 'S') ::usleep(100);  // it never sleeps of its own accord
+}
+
+/// The next engine comes while the thread is still inside the stub of the one that died.
+TEST(InjectorKill, TheNextEngineLetsAThreadRunOutFirst) {
+  Shared<CheckReport> checks;
+  Shared<EngineReport> engines;
+  Target target([&](const auto& ready) { run_checker(*checks, true, ready); });
+  const std::string maps = fmt::format("/proc/{}/maps", target.pid());
+  const auto before = read_file(maps);
+  ASSERT_OK(before);
+  const auto process = Process::open(target.pid());
+  ASSERT_OK(process);
+  int found_inside = 0;
+  for (int i = 0; i < 40; ++i) {
+    die_in_a_vector(target.pid(), *engines);
+    auto frozen = Frozen::freeze(process.value());
+    ASSERT_OK(frozen);
+    const uint64_t rip = frozen->leader().original.rip;
+    if (i % 2 == 0) {
+      auto injector = Injector::create(frozen.value());
+      ASSERT_OK(injector);
+      if (injector.value()->scratch().contains(RemoteAddr(rip))) ++found_inside;
+      EXPECT_FALSE(injector.value()->scratch().contains(RemoteAddr(frozen->leader().original.rip)));
+      Batch batch;
+      const size_t call = batch.call(SYS_getpid, {}, "getpid");
+      ASSERT_OK(injector.value()->run(target.pid(), batch));
+      EXPECT_EQ(batch.result(call), target.pid());
+      ASSERT_OK(injector.value()->finish());
+    } else {
+      ASSERT_OK(remove_leftover_scratch(frozen.value()));
+    }
+    ASSERT_OK(frozen->finish());
+    EXPECT_EQ(read_file(maps).value(), before.value());
+    await_change(checks->rounds, checks->rounds.load());
+    ASSERT_EQ(checks->wrong.load(), 0) << checks->what;
+  }
+  EXPECT_GT(found_inside, 10);
 }
 
 }  // namespace

@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <thread>
 
+#include "engine/state/socket_options.h"
 #include "engine/tracee/memory.h"
 #include "engine/wire/rooms_tcp.pb.h"
 #include "tests/kernel/state_fds_fixture.h"
@@ -25,7 +27,7 @@ using testing::HasSubstr;
 
 constexpr uint16_t kPort = 7070;
 constexpr size_t kSource = 0, kDestination = 1, kClient = 2;  // hosts
-constexpr int kListener = 3, kConnection = 4;                 // descriptors of the process
+constexpr int kListener = 3, kConnection = 4, kAccepted = 5;  // descriptors of the process
 constexpr size_t kAnswer = 400'000;  // bytes: far more than the client's buffer takes
 constexpr int kPatience = 20'000;    // milliseconds, for what must come
 
@@ -84,13 +86,13 @@ Fd listener_at(const Address& where, int receive_buffer) {
   return fd;
 }
 
-/// In the child: listens, connects out, and answers more than the peer takes in.
+/// In the child: listens, connects out, accepts, and answers more than the peer takes in. The port of the
+/// listener is not to be shared (SO_REUSEADDR).
 void serve(const Address& mine, const Address& theirs) {
   const int family = mine.bytes.ss_family;
   const int on = 1;
   const int large = 4 << 20;
   put(must(::socket(family, SOCK_STREAM, 0)), kListener);
-  must(::setsockopt(kListener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on));
   must(::bind(kListener, mine.get(), mine.size));
   must(::listen(kListener, 17));
   put(must(::socket(family, SOCK_STREAM, 0)), kConnection);
@@ -100,6 +102,7 @@ void serve(const Address& mine, const Address& theirs) {
   must(::setsockopt(kConnection, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on));
   must(::bind(kConnection, any_port.get(), any_port.size));
   must(::connect(kConnection, theirs.get(), theirs.size));
+  put(must(::accept(kListener, nullptr, nullptr)), kAccepted);
   const std::string answer = pattern(kAnswer);
   if (::send(kConnection, answer.data(), answer.size(), 0) != static_cast<ssize_t>(kAnswer)) ::_exit(1);
 }
@@ -156,11 +159,18 @@ class TcpMoveTest : public testing::TestWithParam<Kind> {
       const test::AsHost there(network_->host(kClient).network.get());
       waiting = listener_at(theirs, 4096);
     }
+    std::thread client([&] {
+      const test::AsHost there(network_->host(kClient).network.get());
+      peer_ = Fd(::accept4(waiting.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      const Address service = address(GetParam().service, kPort);
+      caller_ = Fd(::socket(service.bytes.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      EXPECT_EQ(::connect(caller_.get(), service.get(), service.size), 0) << strerror(errno);
+    });
     {
       const test::AsHost there(network_->host(kSource).network.get());
       source_.emplace([&] { serve(address(GetParam().service, kPort), theirs); });
     }
-    peer_ = Fd(::accept4(waiting.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    client.join();
     ASSERT_TRUE(peer_.valid());
     ASSERT_EQ(::send(peer_.get(), "question", 8, 0), 8);
     if (GetParam().peer_closes) {
@@ -213,7 +223,8 @@ class TcpMoveTest : public testing::TestWithParam<Kind> {
   Intent intent_;
   std::unique_ptr<test::Network> network_;
   std::optional<Source> source_;
-  Fd peer_;
+  Fd peer_;    ///< the client's end of kConnection
+  Fd caller_;  ///< of kAccepted
   std::vector<std::function<void()>> undo_;
 };
 
@@ -250,6 +261,11 @@ TEST_P(TcpMoveTest, ChangesHosts) {
   ASSERT_EQ(text(destination.resume()), "");
   const Fd server = destination.fd(kConnection);
   expect_alive(server.get());
+  const Fd accepted = destination.fd(kAccepted);
+  EXPECT_EQ(::send(caller_.get(), "hello", 5, MSG_NOSIGNAL), 5);
+  EXPECT_EQ(read_all(accepted.get(), 5), "hello");
+  for (const int number : {kListener, kConnection, kAccepted})
+    EXPECT_EQ(get_int_option(destination.fd(number).get(), "test", SOL_SOCKET, SO_REUSEADDR).value(), 0);
   int no_delay = 0;
   socklen_t size = sizeof no_delay;
   EXPECT_EQ(::getsockopt(server.get(), IPPROTO_TCP, TCP_NODELAY, &no_delay, &size), 0);
@@ -263,7 +279,7 @@ TEST_P(TcpMoveTest, ChangesHosts) {
 TEST_P(TcpMoveTest, GoesOnWhenGivenUp) {
   const auto message = capture(&source_->freeze());
   ASSERT_TRUE(message.ok()) << message.error().message();
-  ASSERT_EQ(undo_.size(), 1u);
+  ASSERT_EQ(undo_.size(), 2u);
   undo();
   source_->thaw();
   const Fd copy = descriptor(kConnection);

@@ -90,6 +90,17 @@ TEST(WireMessages, AnErrorOfAnUnknownKindIsStillAnError) {
   EXPECT_EQ(to_error(message).kind, ErrorKind::kSystem);
 }
 
+TEST(WireMessages, AnErrorAboutAFileWhoseNameIsNotUtf8Arrives) {
+  const std::string path = "/tmp/\xff\xfe";
+  Abort received;
+  ASSERT_TRUE(
+      received.ParseFromString(to_message(fail(ErrorKind::kRefused, "open", path)).SerializeAsString()));
+  EXPECT_EQ(to_error(received).subject, path);
+  Findings findings, got;
+  findings.add_findings()->set_subject(path);
+  ASSERT_TRUE(got.ParseFromString(findings.SerializeAsString()));
+}
+
 std::vector<std::string> print(const Bytes& stream, const PrintOptions& options, Status& status) {
   MemorySource source(stream);
   std::vector<std::string> lines;
