@@ -11,7 +11,8 @@ import tomllib
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
-from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, state_of, sweep)  # noqa: E402
+from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
+                    receive, state_of, sweep)
 
 SKEW = 86400  # s
 # Programs that change their own mappings or threads all the time.
@@ -95,6 +96,26 @@ def refused(a, _, name, case, word):
         held.check()
 
 
+def stays(a, b, name, case, word):
+    """migrate finds at the freeze what check cannot see or only warns of: it fails, and the program is as it was."""
+    with Program(a, name, [case]) as held:
+        held.check()
+        before = footprint(held.outer())
+        with receive(b, "--once") as receiver, migrate(a, held.pid, b) as sender:
+            code = sender.finish()
+            said = f"{sender.said()}\n{receiver.said()}"
+            if code not in (1, 3, 4) or sender.crashed() or receiver.crashed():
+                raise Failure(f"exit code {code}: {said}")
+            receiver.finish()
+        if word.lower() not in said.lower():
+            raise Failure(f"{word!r} is not named: {said}")
+        if traces := difference(before, footprint(held.outer())):
+            raise Failure(f"migrate left traces: {traces}")
+        held.check()
+        await_empty(a, [held.pid])
+        await_empty(b)
+
+
 class Plan:
     """Names every test, so that those chosen by words run and the rest are not even counted."""
 
@@ -125,24 +146,21 @@ class Plan:
 
 
 def plan_program(plan, entry):
-    name, cases, modes = entry["name"], entry.get("cases", []), entry["modes"]
-    words = entry.get("words", [])
-    more = {"skew": entry.get("skew", False), "needs": entry.get("needs")}
-    together = [cases or words] if entry.get("together", True) else [[case] for case in cases]
+    name, cases, apart, modes = entry["name"], entry.get("cases", []), entry.get("apart", []), entry["modes"]
+    words, needs = cases or entry.get("words", []), entry.get("needs")
+    more = {"skew": entry.get("skew", False), "needs": needs}
     if "there-and-back" in modes:
-        for case in cases:
+        for case in cases + apart:
             plan.test(f"{name}/{case} there-and-back", there_and_back, name, [case], **more)
-        if entry.get("together", True):
-            plan.test(f"{name} there-and-back", there_and_back, name, cases or words, **more)
+        plan.test(f"{name} there-and-back", there_and_back, name, words, **more)
     if "checkpoint" in modes:
-        for chosen in together:
-            title = name if len(together) == 1 else f"{name}/{chosen[0]}"
-            plan.test(f"{title} checkpoint", checkpoint, name, chosen, needs=entry.get("needs"))
-        if entry.get("together", True):
-            plan.test(f"{name} checkpoint --leave-running", leave_running, name, cases or words, needs=entry.get("needs"))
+        for chosen in [words] + [[case] for case in apart]:
+            title = f"{name}/{chosen[0]}" if chosen != words else name
+            plan.test(f"{title} checkpoint", checkpoint, name, chosen, needs=needs)
+            plan.test(f"{title} checkpoint --leave-running", leave_running, name, chosen, needs=needs)
     if "many-moves" in modes:
         moves = int(os.environ.get("GODWIT_MOVES", entry["moves"]))
-        plan.test(f"{name} {moves} moves", many_moves, name, cases or words, moves, **more)
+        plan.test(f"{name} {moves} moves", many_moves, name, words, moves, **more)
 
 
 def main(words):
@@ -154,6 +172,9 @@ def main(words):
         for entry in cases["refused"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} refused", refused, entry["program"], case, word)
+        for entry in cases["stays"]:
+            for case, word in entry["cases"].items():
+                plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
     finally:
         plan.close()
     for entry in cases["app"]:

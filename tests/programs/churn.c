@@ -28,8 +28,8 @@ static uint64_t next(Churner* c) {
 
 static void complain(Churner* c, const char* what, const Slot* slot, int page) {
   if (!c->wrong[0])
-    snprintf(c->wrong, sizeof c->wrong, "%s: page %d of %d at %p, seed %lx, after %lu operations", what, page,
-             slot->pages, (void*)slot->at, slot->seed[page], c->operations);
+    snprintf(c->wrong, sizeof c->wrong, "%s (%s): page %d of %d at %p, seed %lx, after %lu operations", what,
+             strerror(errno), page, slot->pages, (void*)slot->at, slot->seed[page], c->operations);
 }
 
 static void verify_page(Churner* c, const Slot* slot, int page) {
