@@ -14,6 +14,7 @@
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/state/process_rooms.h"
+#include "engine/tracee/restart.h"
 #include "engine/wire/rooms_process.pb.h"
 
 namespace godwit::state {
@@ -94,13 +95,21 @@ Status capture_own_view(CaptureContext& context, wire::ThreadState& state, pid_t
   return {};
 }
 
+/// A call that only this kernel remembers how to restart (a relative sleep, a futex wait with a timeout) is made again
+/// from its arguments; all others are restarted by whichever kernel gets the registers.
+user_regs_struct portable(const CaptureContext& context, const user_regs_struct& general) {
+  constexpr auto kRestartBlock = static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
+  const bool remembered = general.rax == kRestartBlock || general.orig_rax == SYS_restart_syscall;
+  return remembered ? tracee::restarted(context.memory, general) : general;
+}
+
 Status capture_thread(CaptureContext& context, const tracee::FrozenThread& thread, wire::ThreadState& state) {
   state.set_tid(TRY(inner_tid(context.process, thread.tid)));
   state.set_name(
       std::string(trim(TRY(read_file(context.process.path(fmt::format("task/{}/comm", thread.tid)))))));
   const tracee::Registers registers = TRY(tracee::read_registers(thread.tid));
   // The fixed-up ones of the freeze, not those that an injection may have left.
-  state.set_general(bytes_of(thread.original));
+  state.set_general(bytes_of(portable(context, thread.original)));
   state.set_xstate(registers.xstate.data(), registers.xstate.size());
   state.set_signal_mask(thread.signal_mask);
   TRY(capture_kernel_view(state, thread.tid));

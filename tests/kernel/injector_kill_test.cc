@@ -114,7 +114,8 @@ void kill_engines(bool signals, int kills) {
            state_letter(target.pid()) != 'X' && state_letter(target.pid()) != 'Z')
       ::usleep(200);
     ASSERT_EQ(checks->wrong.load(), 0) << checks->what << " after kill " << i;
-    ASSERT_NE(state_letter(target.pid()), 'Z') << "the target died after kill " << i << " of status " << target.wait();
+    ASSERT_NE(state_letter(target.pid()), 'Z')
+        << "the target died after kill " << i << " of status " << target.wait();
     ASSERT_EQ(engines->failures.load(), 0) << engines->what << " before kill " << i;
   }
   ASSERT_OK(clean_up(target.pid()));

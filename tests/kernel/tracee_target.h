@@ -91,8 +91,7 @@ class Target {
   pid_t pid_ = 0;
 };
 
-/// Blocks until `word` differs from `old`; woken by futex_wake() or looks again each millisecond of the
-/// futex's own.
+/// Until `word` differs from `old`. Looks again and again, for a target that spins has nobody to wake.
 inline void await_change(const std::atomic<int>& word, int old) {
   while (word.load() == old) ::usleep(200);
 }
