@@ -114,12 +114,13 @@ def chosen_records(stream):
     return {kind: sorted({places[0], places[len(places) // 2], places[-1]}) for kind, places in sorted(by_type.items())}
 
 
-def make_image():
-    """An image with all kinds of records: a program with threads, shared memory, sockets, pipes."""
+def make_image(directory):
+    """An image with all kinds of records: a program with threads, shared memory, files, pipes. Its files stay in
+    `directory`, as restoring it needs them."""
     host = Host("origin")
     try:
         with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image:
-            with Program(host, "everything") as origin:
+            with Program(host, "everything", directory=directory) as origin:
                 with Engine(host, "checkpoint", origin.pid, image.name) as engine:
                     if engine.finish() != 0:
                         raise Failure(engine.said())
@@ -131,22 +132,27 @@ def make_image():
 
 
 def run(tap):
-    made = []
-    if not tap.run("malformed/image", lambda: made.append(make_image())):
-        return
-    stream, host = made[0], Host("target")
-    try:
-        if not tap.run("malformed/undamaged", lambda: restore(host, stream.bytes(), False) and _fail("refused")):
+    with tempfile.TemporaryDirectory(prefix="godwit-malformed-") as directory:
+        made = []
+        if not tap.run("malformed/image", lambda: made.append(make_image(directory))):
             return
-        tap.run("malformed/versions", versions, host, stream)
-        for kind, indexes in chosen_records(stream).items():
-            tap.run(f"malformed/type-{kind & ~OPTIONAL}", of_type, host, stream, indexes)
-            sweep(host)
-        for name, data in (("empty", b""), ("short", stream.header[:20]), ("noise", random.Random(SEED).randbytes(100000)),
-                           ("text", b"GET / HTTP/1.1\r\n\r\n" * 10)):
-            tap.run(f"malformed/{name}", lambda data=data: restore(host, data, True) or _fail("taken for good"))
-    finally:
-        host.close()
+        host = Host("target")
+        try:
+            run_on(tap, host, made[0])
+        finally:
+            host.close()
+
+
+def run_on(tap, host, stream):
+    if not tap.run("malformed/undamaged", lambda: restore(host, stream.bytes(), False) and _fail("refused")):
+        return
+    tap.run("malformed/versions", versions, host, stream)
+    for kind, indexes in chosen_records(stream).items():
+        tap.run(f"malformed/type-{kind & ~OPTIONAL}", of_type, host, stream, indexes)
+        sweep(host)
+    for name, data in (("empty", b""), ("short", stream.header[:20]), ("noise", random.Random(SEED).randbytes(100000)),
+                       ("text", b"GET / HTTP/1.1\r\n\r\n" * 10)):
+        tap.run(f"malformed/{name}", lambda data=data: restore(host, data, True) or _fail("taken for good"))
 
 
 def _fail(text):

@@ -51,7 +51,9 @@ def damaged_moves(direction):
                     victim = Program(a, "everything")
                     victim.check()
                 # Most of it near the beginning, where the conversation is; the rest anywhere in the pages.
-                most = 4000 if number % 2 else (40_000_000 if direction == "forward" else 20000)
+                most = 4000 if number % 2 else 20_000_000
+                if direction == "backward":
+                    most = 1500  # all that the destination has to say
                 what, at = ("flip", "swallow", "repeat", "cut", "noise")[number % 5], chance.randrange(most)
                 try:
                     fate = damaged_move(a, b, victim, what, direction, at)

@@ -154,6 +154,24 @@ static const char* shared_file_check(int round) {
   return NULL;
 }
 
+// ---- a file that is open for reading only, mapped shared: none of it can or need be written on the other
+// side
+static char* readonly_file;
+static void readonly_file_prepare(void) {
+  close(new_file("readonly.dat", kMiB, 10));
+  int fd = open(program_path("readonly.dat"), O_RDONLY | O_CLOEXEC);
+  MUST(fd >= 0);
+  readonly_file = map(kMiB, PROT_READ, MAP_SHARED, fd, 0);
+  close(fd);
+  MUST(differs(readonly_file, kMiB, 10) < 0);
+}
+static const char* readonly_file_check(int round) {
+  (void)round;
+  EXPECT(differs(readonly_file, kMiB, 10) < 0, "content");
+  EXPECT(mprotect(readonly_file, kMiB, PROT_READ | PROT_WRITE) == -1 && errno == EACCES, "it may be written");
+  return NULL;
+}
+
 // ---- shared anonymous memory seen through two mappings
 static char *twin_a, *twin_b;
 static void twins_prepare(void) {
@@ -409,6 +427,7 @@ int main(int argc, char** argv) {
                                {"protections", protections_prepare, protections_check, false},
                                {"private_file", private_file_prepare, private_file_check, false},
                                {"shared_file", shared_file_prepare, shared_file_check, false},
+                               {"readonly_file", readonly_file_prepare, readonly_file_check, false},
                                {"twins", twins_prepare, twins_check, false},
                                {"memfd", memfd_prepare, memfd_check, false},
                                {"brk", brk_prepare, brk_check, false},
