@@ -19,7 +19,7 @@ void print_json(const ordered_json& object) {
 double to_ms(Nanos t) { return static_cast<double>(t.count()) / 1e6; }
 
 ordered_json to_json(const state::Finding& f) {
-  return {{"room", f.room}, {"subject", f.subject}, {"what", f.what}, {"why", f.why}, {"remedy", f.remedy}, {"fatal", f.fatal}};
+  return {{"event", "finding"}, {"room", f.room}, {"subject", f.subject}, {"what", f.what}, {"why", f.why}, {"remedy", f.remedy}, {"fatal", f.fatal}};
 }
 
 ordered_json to_json(const migration::Downtime& d) {
@@ -48,9 +48,7 @@ void Events::running(pid_t pid, pid_t inner_pid) const {
 void Events::findings(const state::Findings& findings) const {
   for (const state::Finding& finding : findings) {
     if (json_) {
-      ordered_json line = to_json(finding);
-      line.insert(line.begin(), {"event", "finding"});
-      print_json(line);
+      print_json(to_json(finding));
     } else {
       fmt::print("{} {}\n", finding.fatal ? "cannot move:" : "note:", state::to_line(finding));
     }
