@@ -168,10 +168,10 @@ static void loop_prepare(void) {
   loop_timer = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
   loop_event = eventfd(0, EFD_NONBLOCK);
   loop_file = open(program_path("loop.dat"), O_RDWR | O_CREAT | O_TRUNC, 0644);
-  MUST(!pipe2(loop_pipe, O_NONBLOCK) && loop_set >= 0 && loop_timer >= 0 && loop_event >= 0 &&
-           MUST(!ftruncate(loop_file,
-                           4096));  // its size never changes: an image of this program can be restored often
-       loop_file >= 0);
+  MUST(!pipe2(loop_pipe, O_NONBLOCK));
+  MUST(loop_set >= 0 && loop_timer >= 0 && loop_event >= 0 && loop_file >= 0);
+  // The size of the file never changes, so that an image of this program can be restored often.
+  MUST(!ftruncate(loop_file, 4096));
   struct itimerspec spec = {{0, 2000000}, {0, 2000000}};
   MUST(!timerfd_settime(loop_timer, 0, &spec, NULL));
   const int fds[] = {loop_timer, loop_event, loop_pipe[0]};
