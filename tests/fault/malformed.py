@@ -41,9 +41,9 @@ def damages(stream, index, chance):
     yield "an immense length", put(record.copy(length=0xffffffff)), True
     yield "a length beyond its limit", put(record.copy(length=0x10000000)), True
     yield "twice", stream.bytes(renumber(records[:index + 1] + records[index:])), False
-    yield "twice under one number", stream.bytes(records[:index + 1] + records[index:]), True
+    yield "twice under one number", stream.bytes(records[:index + 1] + records[index:]), bool(rest)
     yield "left out", stream.bytes(renumber(records[:index] + records[index + 1:])), False
-    yield "left out, a gap in the numbers", stream.bytes(records[:index] + records[index + 1:]), True if rest else False
+    yield "left out, a gap in the numbers", stream.bytes(records[:index] + records[index + 1:]), bool(rest)
     if index + 1 < len(records):
         swapped = records[:index] + [records[index + 1], record] + records[index + 2:]
         yield "behind its successor", stream.bytes(renumber(swapped)), False
