@@ -132,6 +132,8 @@ Status PageInstaller::fill_missing(RemoteAddr at, std::span<const std::byte> byt
       batch = kPageSize;
       continue;
     }
+    // A page of an area that was unmapped and mapped anew since begin_fresh(): not registered, so nothing blocks.
+    if (!filled.ok() && filled.error().err == ENOENT) filled = Filled{};
     size_t done = TRY(std::move(filled)).bytes;
     if (done == 0) {
       // The page is there already (of a shared object, say, without being mapped): touching it cannot block.
@@ -149,6 +151,7 @@ Status PageInstaller::zero_missing(AddressRange range) const {
     // Page after page where the run crosses areas, as in fill_missing.
     Result<Filled> filled = uffd_.zero_page({at, range.end});
     if (!filled.ok() && filled.error().err == ENOENT) filled = uffd_.zero_page({at, at + kPageSize});
+    if (!filled.ok() && filled.error().err == ENOENT) filled = Filled{};  // no longer registered, as in fill_missing
     const size_t done = TRY(std::move(filled)).bytes;
     if (done == 0) TRY(write_zeros({at, at + kPageSize}));
     at = at + std::max(done, kPageSize);

@@ -10,9 +10,10 @@ namespace {
 constexpr uint64_t kChunk = 1_MiB;      ///< read at once; fits a batch
 constexpr uint64_t kLaneBlock = 2_MiB;  ///< addresses of one block share a lane
 
+/// A shared file that this process may not write holds what the destination's file holds.
 bool carried(const Vma& vma) {
-  return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate ||
-         vma.kind == VmaKind::kFileShared;
+  if (vma.kind == VmaKind::kFileShared) return vma.has_flag("mw");
+  return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate;
 }
 
 /// `range` without the parts that `taken` (sorted, disjoint) covers.

@@ -59,6 +59,7 @@ Precopy::~Precopy() {
 Status Precopy::arm() {
   TRY(fault_point("arm"));
   auto frozen = TRY(tracee::Frozen::freeze(process_));
+  remember_sleeps(frozen);
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;
   const size_t made = make.call(
@@ -82,6 +83,15 @@ Status Precopy::arm() {
   sender_ = std::make_unique<MemorySender>(*memory_, *tracker_, std::move(lanes),
                                            [count](RemoteAddr at) { return lane_of(at, count); });
   return {};
+}
+
+void Precopy::remember_sleeps(const tracee::Frozen& frozen) {
+  constexpr auto kRestartBlock = static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
+  for (const tracee::FrozenThread& thread : frozen.threads()) {
+    const user_regs_struct& regs = thread.original;
+    if (regs.rax == kRestartBlock && regs.orig_rax != SYS_restart_syscall)
+      sleeps_[thread.tid] = {regs.orig_rax, regs.rip, regs.rsp};
+  }
 }
 
 void Precopy::disarm() {
@@ -244,6 +254,8 @@ Status Precopy::capture(std::vector<wire::RoomState>& states) {
                                           .files = TRY(state::read_open_files(process_)),
                                           .frozen = &*frozen_,
                                           .runner = injector.get()});
+  remember_sleeps(*frozen_);
+  captured_->sleeps = sleeps_;
   TRY(state::capture_all(*captured_, [&](const wire::RoomState& message) -> Status {
     states.push_back(message);
     return {};

@@ -77,6 +77,7 @@ class Precopy {
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
+  void remember_sleeps(const tracee::Frozen& frozen);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status announce_objects(const std::vector<state::OpenFile>& files);
   Status capture(std::vector<wire::RoomState>& states);
@@ -99,6 +100,7 @@ class Precopy {
   Layout layout_;  ///< as last sent, detailed
   std::optional<tracee::Frozen> frozen_;
   std::optional<state::CaptureContext> captured_;
+  std::map<pid_t, state::Sleep> sleeps_;  ///< relative sleeps that a freeze of ours interrupted
   Nanos started_{}, collected_at_{}, frozen_at_{};
   uint32_t next_round_ = 0;
   Report report_;

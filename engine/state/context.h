@@ -40,6 +40,11 @@ struct CheckContext {
 
 class UnixDiag;
 
+/// A sleep that an earlier freeze interrupted: the kernel goes on with it in restart_syscall(), which hides its number.
+struct Sleep {
+  unsigned long long call = 0, rip = 0, rsp = 0;
+};
+
 struct CaptureContext {
   const tracee::Process& process;
   const tracee::Memory& memory;
@@ -53,6 +58,8 @@ struct CaptureContext {
   std::vector<std::function<void()>> undo;
   std::shared_ptr<UnixDiag> unix_diag;  ///< opened by the first unix socket
 
+
+  std::map<pid_t, Sleep> sleeps;  ///< by thread, from freezes before this one
 
   [[nodiscard]] pid_t pid() const { return process.pid(); }
 };

@@ -72,11 +72,17 @@ Status check(const CheckContext& context, Findings& findings) {
 // ---- capture
 // -----------------------------------------------------------------------------------------------------
 
-Status capture_limits(const tracee::Process& process, wire::ProcessState& state) {
+/// KERNEL: another user's limits are readable only with CAP_SYS_RESOURCE, one's own always: the process asks.
+Status capture_limits(CaptureContext& context, wire::ProcessState& state) {
+  Batch batch;
+  std::vector<tracee::DataRef> limits;
   for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
-    rlimit limit{};
-    if (::prlimit(process.pid(), static_cast<__rlimit_resource>(resource), nullptr, &limit) != 0)
-      return fail_errno("prlimit", fmt::format("resource {} of pid {}", resource, process.pid()));
+    limits.push_back(batch.reserve(sizeof(rlimit)));
+    batch.call(SYS_prlimit64, {0, resource, 0, limits.back()}, fmt::format("prlimit of resource {}", resource));
+  }
+  TRY(context.runner->run(context.pid(), batch));
+  for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
+    const auto limit = batch.value<rlimit>(limits[static_cast<size_t>(resource)]);
     auto* entry = state.add_limits();
     entry->set_resource(static_cast<uint32_t>(resource));
     entry->set_soft(limit.rlim_cur);
@@ -105,7 +111,7 @@ Status capture_proc_files(const tracee::Process& process, wire::ProcessState& st
 Result<std::string> capture(CaptureContext& context) {
   wire::ProcessState state;
   TRY(capture_proc_files(context.process, state));
-  TRY(capture_limits(context.process, state));
+  TRY(capture_limits(context, state));
   const tracee::Stat stat = TRY(context.process.stat());
   state.set_session_leader(stat.session == context.pid());
   Batch batch;

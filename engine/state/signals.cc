@@ -72,11 +72,18 @@ Result<std::string> capture(CaptureContext& context) {
 Status finish(BuildContext& context, std::string_view message) {
   const auto state = TRY(parse_message<wire::SignalsState>(kName, message));
   Batch batch;
+  // KERNEL: a new process keeps what its maker ignores, so the default is set too, for all that have no entry.
+  std::array<KernelAction, kSignals + 1> actions{};
   for (const auto& entry : state.actions()) {
-    if (entry.signal() == SIGKILL || entry.signal() == SIGSTOP) continue;
-    const auto action = TRY(value_of<KernelAction>(kName, entry.action()));
-    batch.call(SYS_rt_sigaction, {entry.signal(), batch.put_value(action), 0, 8},
-               fmt::format("set the handler of signal {}", entry.signal()));
+    if (entry.signal() == 0 || entry.signal() > kSignals)
+      return fail(ErrorKind::kCorrupt, "set a signal handler", fmt::format("signal {}", entry.signal()));
+    actions[entry.signal()] = TRY(value_of<KernelAction>(kName, entry.action()));
+  }
+  for (int signal = 1; signal <= kSignals; ++signal) {
+    if (signal == SIGKILL || signal == SIGSTOP) continue;
+    const KernelAction& action = actions[static_cast<size_t>(signal)];
+    batch.call(SYS_rt_sigaction, {signal, batch.put_value(action), 0, 8},
+               fmt::format("set the handler of signal {}", signal));
   }
   // ORDER: handlers first, for a signal that is ignored would be dropped; every thread of the shell blocks
   // all signals. The process queues them to itself: only then does the kernel take any siginfo as it is.

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -70,6 +71,7 @@ Status capture_kernel_view(wire::ThreadState& state, pid_t tid) {
   if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) != 0)
     return fail_errno("sched_getattr", fmt::format("tid {}", tid));
   state.set_scheduling(bytes_of(attr));
+  state.set_nice(::getpriority(PRIO_PROCESS, static_cast<id_t>(tid)));
   cpu_set_t cpus[8];
   const long used = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
   if (used < 0) return fail_errno("sched_getaffinity", fmt::format("tid {}", tid));
@@ -97,8 +99,13 @@ Status capture_own_view(CaptureContext& context, wire::ThreadState& state, pid_t
 
 /// A call that only this kernel remembers how to restart (a relative sleep, a futex wait with a timeout) is made again
 /// from its arguments; all others are restarted by whichever kernel gets the registers.
-user_regs_struct portable(const CaptureContext& context, const user_regs_struct& general) {
+user_regs_struct portable(const CaptureContext& context, const tracee::FrozenThread& thread) {
   constexpr auto kRestartBlock = static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
+  user_regs_struct general = thread.original;
+  const auto slept = context.sleeps.find(thread.tid);
+  const bool hidden = general.orig_rax == SYS_restart_syscall && slept != context.sleeps.end() &&
+                      slept->second.rip == general.rip && slept->second.rsp == general.rsp;
+  if (hidden) general.orig_rax = slept->second.call;
   const bool remembered = general.rax == kRestartBlock || general.orig_rax == SYS_restart_syscall;
   return remembered ? tracee::restarted(context.memory, general) : general;
 }
@@ -109,7 +116,7 @@ Status capture_thread(CaptureContext& context, const tracee::FrozenThread& threa
       std::string(trim(TRY(read_file(context.process.path(fmt::format("task/{}/comm", thread.tid)))))));
   const tracee::Registers registers = TRY(tracee::read_registers(thread.tid));
   // The fixed-up ones of the freeze, not those that an injection may have left.
-  state.set_general(bytes_of(portable(context, thread.original)));
+  state.set_general(bytes_of(portable(context, thread)));
   state.set_xstate(registers.xstate.data(), registers.xstate.size());
   state.set_signal_mask(thread.signal_mask);
   TRY(capture_kernel_view(state, thread.tid));
@@ -175,6 +182,8 @@ Status build_scheduling(const BuildContext& context, const wire::ThreadState& st
   const pid_t tid = context.shell.outer_tid(state.tid());
   // A host with fewer CPUs keeps what it can; an affinity to none of them is left open.
   (void)::syscall(SYS_sched_setaffinity, tid, state.affinity().size(), state.affinity().data());
+  if (::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), state.nice()) != 0)
+    return fail_errno("setpriority", fmt::format("tid {}", state.tid()));
   const auto wanted = TRY(value_of<SchedAttr>(kName, state.scheduling()));
   SchedAttr is{};
   if (::syscall(SYS_sched_getattr, tid, &is, sizeof is, 0) == 0 && std::memcmp(&is, &wanted, sizeof is) == 0)

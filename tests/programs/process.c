@@ -136,7 +136,6 @@ static void prctl_prepare(void) {
   MUST(!prctl(PR_SET_NAME, "a name (odd) )"));
   MUST(!prctl(PR_SET_DUMPABLE, 0) || true);
   MUST(!prctl(PR_SET_DUMPABLE, 1));
-  MUST(!prctl(PR_SET_PDEATHSIG, SIGUSR1));
   MUST(!prctl(PR_SET_CHILD_SUBREAPER, 1));
   MUST(!prctl(PR_SET_TIMERSLACK, 123456));
   MUST(!prctl(PR_SET_KEEPCAPS, 1));
@@ -154,8 +153,6 @@ static const char* prctl_check(int round) {
   prctl(PR_GET_NAME, name);
   EXPECT(!strcmp(name, "a name (odd) )"), "name %s", name);
   EXPECT(prctl(PR_GET_DUMPABLE) == 1, "dumpable %d", prctl(PR_GET_DUMPABLE));
-  prctl(PR_GET_PDEATHSIG, &number);
-  EXPECT(number == SIGUSR1, "pdeathsig %d", number);
   prctl(PR_GET_CHILD_SUBREAPER, &number);
   EXPECT(number == 1, "subreaper %d", number);
   EXPECT(prctl(PR_GET_TIMERSLACK) == 123456, "slack %d", prctl(PR_GET_TIMERSLACK));
