@@ -306,6 +306,14 @@ void Precopy::forget_undo() {
   if (captured_) captured_->undo.clear();
 }
 
+Status Precopy::kill() {
+  Status killed = frozen_->kill();
+  // SAFETY: undone now, a connection would speak beside its copy on the other host: unsent bytes, a FIN. Forgotten,
+  // the last reference to it is closed in repair mode, without a word.
+  forget_undo();
+  return killed;
+}
+
 Status Precopy::thaw() {
   if (captured_) {
     for (auto undo = captured_->undo.rbegin(); undo != captured_->undo.rend(); ++undo) (*undo)();

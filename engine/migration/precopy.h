@@ -59,6 +59,8 @@ class Precopy {
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
+  /// The end of the original: it is killed and reaped, and nothing of it undone.
+  Status kill();
   /// For the one end at which nothing may be undone (in doubt): the process stays stopped as it is.
   void forget_undo();
   /// Drops the tracker. After it no trace of us is left in the process.
