@@ -109,7 +109,8 @@ Status Precopy::describe() {
   layout_ = TRY(process_.detailed_layout());
   TRY(announce_objects(files));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
-  TRY(sender_->follow(layout_, false));
+  sender_->follow(layout_);
+  TRY(track());
   state::CaptureContext live{
       .process = process_, .memory = *memory_, .intent = intent_, .layout = layout_, .files = files};
   TRY(state::capture_all(live, [&](const wire::RoomState& message) {
@@ -131,7 +132,21 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, round)));
   // The peer remaps on the control channel; pages of other channels must not overtake that.
   if (barrier_ && !frozen && writers_.size() > 1) TRY(barrier_(round));
-  return sender_->follow(layout_, frozen);
+  sender_->follow(layout_);
+  // Frozen, nothing is written any more: new areas are only surveyed.
+  return frozen ? Status() : track();
+}
+
+/// The process stands still meanwhile: at a boundary that is no longer one the kernel would split an area, and the
+/// program's next mremap of it would fail.
+Status Precopy::track() {
+  if (!sender_->has_untracked()) return {};
+  auto still = tracee::Frozen::freeze(process_);
+  if (!still.ok() && still.error().kind == ErrorKind::kRetry) return {};  // in the next round
+  if (!still.ok()) return still.take_error();
+  remember_sleeps(*still);
+  TRY(sender_->track(TRY(process_.layout())));
+  return still->finish();
 }
 
 // ---- rounds

@@ -81,6 +81,7 @@ class Precopy {
   Status round(uint32_t number);
   void remember_sleeps(const tracee::Frozen& frozen);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
+  Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
