@@ -163,11 +163,14 @@ void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& las
 
 /// The cheap look: the kernel tells only what is written or absent.
 Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
+  std::vector<AddressRange> gone;
   for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
     add_written(vma, run, last);
     const bool clean_again = run.present && run.file;
-    if ((!run.present || clean_again) && !vma.shared) add_discarded(run.range, last);
+    if ((!run.present || clean_again) && !vma.shared) gone.push_back(run.range);
   }
+  // Of what is gone at the source, what the destination holds.
+  for (const AddressRange& held : held_.runs_in(gone)) last.discarded.push_back(held);
   return {};
 }
 
@@ -181,11 +184,6 @@ Status MemorySender::survey_all(const Vma& vma, LastPass& last) {
   if (vma.shared) return {};
   for (const AddressRange& range : missing.runs()) last.discarded.push_back(range);
   return {};
-}
-
-/// Of a range that is gone at the source, what the destination holds.
-void MemorySender::add_discarded(AddressRange range, LastPass& last) {
-  for (const AddressRange& held : held_.runs_in(range)) last.discarded.push_back(held);
 }
 
 Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {

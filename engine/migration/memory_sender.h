@@ -82,7 +82,6 @@ class MemorySender {
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
-  void add_discarded(AddressRange range, LastPass& last);
   void forget(AddressRange range);
   static bool commit(Lane& lane, RemoteAddr at, codec::EncodedPage encoded);
   void count(codec::PageEncoding encoding);

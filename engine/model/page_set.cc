@@ -98,4 +98,15 @@ std::vector<AddressRange> PageSet::runs_in(AddressRange range) const {
   return found;
 }
 
+std::vector<AddressRange> PageSet::runs_in(const std::vector<AddressRange>& ranges) const {
+  std::vector<AddressRange> found;
+  if (ranges.empty()) return found;
+  auto range = ranges.begin();
+  for (const AddressRange& run : runs_in(AddressRange{ranges.front().start, ranges.back().end})) {
+    while (range != ranges.end() && range->end <= run.start) ++range;
+    for (auto at = range; at != ranges.end() && at->start < run.end; ++at) found.push_back(intersect(*at, run));
+  }
+  return found;
+}
+
 }  // namespace godwit

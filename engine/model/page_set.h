@@ -22,6 +22,8 @@ class PageSet {
   [[nodiscard]] std::vector<AddressRange> runs() const;
   /// The parts of the set inside `range`, maximal and ascending.
   [[nodiscard]] std::vector<AddressRange> runs_in(AddressRange range) const;
+  /// The same for many ranges (ascending, disjoint), in one pass.
+  [[nodiscard]] std::vector<AddressRange> runs_in(const std::vector<AddressRange>& ranges) const;
   void clear() { blocks_.clear(); }
 
  private:

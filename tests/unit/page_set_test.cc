@@ -28,6 +28,22 @@ TEST(PageSet, ErasingATerabyteIsCheap) {
   EXPECT_TRUE(set.empty());
 }
 
+TEST(PageSet, RunsInManyRangesAreThoseOfEach) {
+  std::mt19937 random(2);
+  PageSet set;
+  for (int i = 0; i < 500; ++i) set.insert(pages(random() % 4000, 1 + random() % 5));
+  std::vector<AddressRange> ranges, each;
+  for (uint64_t at = 0; at < 4000;) {
+    ranges.push_back(pages(at, 1 + random() % 20));
+    at = (ranges.back().end.value() >> kPageShift) + random() % 10;
+  }
+  for (const AddressRange& range : ranges)
+    for (const AddressRange& run : set.runs_in(range)) each.push_back(run);
+  EXPECT_EQ(set.runs_in(ranges), each);
+  EXPECT_GT(each.size(), ranges.size() / 2);
+  EXPECT_TRUE(set.runs_in(std::vector<AddressRange>()).empty());
+}
+
 TEST(PageSet, AgreesWithAPlainSet) {
   std::mt19937 random(1);
   PageSet set;
