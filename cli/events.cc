@@ -82,7 +82,7 @@ void Events::completed(const migration::Report& r) const {
   ordered_json rounds = ordered_json::array();
   for (const auto& round : r.rounds) rounds.push_back(to_json(round));
   print_json({{"event", "completed"}, {"pid", r.pid}, {"total_ms", to_ms(r.total)}, {"downtime_ms", to_ms(r.downtime.total())},
-              {"downtime", to_json(r.downtime)}, {"rounds", rounds},
+              {"frozen_at_ms", to_ms(r.frozen_at)}, {"downtime", to_json(r.downtime)}, {"rounds", rounds},
               {"pages", {{"sent", r.pages.sent}, {"zero", r.pages.zero}, {"xbzrle", r.pages.xbzrle}, {"raw", r.pages.raw},
                          {"unchanged", r.pages.unchanged}, {"discarded", r.pages.discarded}, {"objects", r.object_pages}}},
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}}, {"bad_instants", r.bad_instants}});

@@ -244,6 +244,7 @@ Status Precopy::freeze() {
 
   report_.downtime = {};
   frozen_at_ = monotonic_now();
+  report_.frozen_at = read_clock(CLOCK_REALTIME);
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
   TRY(fault_point("frozen"));

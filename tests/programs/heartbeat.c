@@ -7,7 +7,7 @@
 #include <pthread.h>
 #include <sys/prctl.h>
 
-enum { kPage = 4096, kKept = 8 };
+enum { kPage = 4096, kKept = 64 };
 static const int64_t kBeat = 200000;
 
 typedef struct {
@@ -89,7 +89,7 @@ static void prepare(void) {
 }
 
 static const char* check(int round) {
-  char text[1024], name[32];
+  char text[kKept * 64], name[32];
   pthread_mutex_lock(&beat_lock);
   size_t used = (size_t)snprintf(text, sizeof text, "{\"beats\": %lu, \"pauses\": [", beats);
   for (int i = 0; i < kKept; i++)
