@@ -14,6 +14,7 @@
 #include "engine/base/missing_uapi.h"
 #include "engine/base/pidfd.h"
 #include "engine/codec/decoder.h"
+#include "engine/migration/join_areas.h"
 #include "engine/state/house.h"
 #include "engine/state/memory_objects.h"
 #include "engine/wire/layout_messages.h"
@@ -194,7 +195,14 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   TRY(on_shell([&](state::BuildContext& context) { return space_.follow(context, next); }));
   if (!fresh_) TRY(begin_fresh());
   fresh_ = true;
-  return installer_->is_fresh() ? installer_->register_fresh(fresh_ranges(space_.layout())) : Status();
+  const auto register_all = [&]() -> Status {
+    return installer_->is_fresh() ? installer_->register_fresh(fresh_ranges(space_.layout())) : Status();
+  };
+  TRY(register_all());
+  return join_areas(pid_, space_.layout(), *installer_, [&](AddressRange part) -> Status {
+    TRY(on_shell([&](state::BuildContext& context) { return space_.renew(context, part); }));
+    return register_all();
+  });
 }
 
 /// A userfaultfd is made by the shell and taken out, as on the source.

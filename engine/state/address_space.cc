@@ -158,6 +158,15 @@ Status AddressSpace::follow(BuildContext& context, const Layout& next) {
   return {};
 }
 
+Status AddressSpace::renew(BuildContext& context, AddressRange part) {
+  LayoutStep step{Kind::kMap, *find_vma(layout_, part.start), {}};
+  step.area.range = part;
+  Batch unmap;
+  unmap.call(SYS_munmap, {part.start, part.size()}, "munmap " + describe(step.area));
+  TRY(context.run(unmap));
+  return map_areas(context, {step});
+}
+
 bool inherit_details(Layout& layout, const Layout& detailed) {
   bool complete = true;
   for (Vma& vma : layout) {

@@ -19,6 +19,8 @@ class AddressSpace {
   /// Pages of what stays are untouched. Errors: System naming the area; Corrupt when a shared object of it is
   /// unknown.
   Status follow(BuildContext& context, const Layout& next);
+  /// Maps `part` of an anonymous area anew, without pages, so that it can merge with its neighbours.
+  Status renew(BuildContext& context, AddressRange part);
   [[nodiscard]] const Layout& layout() const { return layout_; }
 
  private:
