@@ -45,8 +45,7 @@ Result<PageInstaller> PageInstaller::create(pid_t pid) {
   return PageInstaller(pid, std::move(memory), std::move(pagemap));
 }
 
-Status PageInstaller::begin_fresh(Uffd uffd, const std::vector<AddressRange>& ranges) {
-  uffd_ = std::move(uffd);
+Status PageInstaller::register_fresh(const std::vector<AddressRange>& ranges) {
   fresh_.clear();
   for (const AddressRange range : ranges) {
     const Status status = uffd_.register_range(range, UFFDIO_REGISTER_MODE_MISSING);

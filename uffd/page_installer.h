@@ -1,5 +1,5 @@
 // Puts pages into another process. Place in the pipeline: the last stage on the destination, between decoder
-// and the shell that will run. Thread: begin_fresh and end_fresh alone; in between, several threads may
+// and the shell that will run. Thread: begin_fresh, register_fresh and end_fresh alone; in between, several threads may
 // install to and read from disjoint ranges.
 //
 // Two phases. In the *fresh* phase a userfaultfd is registered for missing pages and first arrivals are
@@ -35,9 +35,14 @@ class PageInstaller {
   /// `pid` must stay unreaped as long as the installer lives. Errors: TargetGone, Denied.
   static Result<PageInstaller> create(pid_t pid);
 
-  /// Registers `ranges` for missing pages; `uffd` was made inside the process and adopted with no features. A
-  /// range that cannot be registered is left to the other ways. Errors: TargetGone, System.
-  Status begin_fresh(Uffd uffd, const std::vector<AddressRange>& ranges);
+  /// `uffd` was made inside the process and adopted with no features. Nothing is registered yet.
+  void begin_fresh(Uffd uffd) { uffd_ = std::move(uffd); }
+  /// In the fresh phase: registers `ranges`, all that the process has now, for missing pages; what already is stays so.
+  /// A range that cannot be registered is left to the other ways. Errors: TargetGone, System.
+  /// KERNEL: an area beside a registered one, but not registered itself, gets an anon_vma of its own with its first
+  /// page, and the two can then never be one area again, which the process may rely on in mremap.
+  Status register_fresh(const std::vector<AddressRange>& ranges);
+  [[nodiscard]] bool is_fresh() const { return uffd_.valid(); }
   /// Closes the userfaultfd: from here on the process may run. Costs a visit of every registered area.
   void end_fresh();
 

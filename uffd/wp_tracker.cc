@@ -12,9 +12,6 @@ namespace godwit::uffd {
 namespace {
 
 constexpr uint64_t kPopulated = uapi::kPageIsPresent | uapi::kPageIsSwapped;
-constexpr uint64_t kHugePage = 2_MiB;
-constexpr uint64_t kReleaseStep = 16_MiB;  // 0.4 ms of write-locked mm
-constexpr uint64_t kReleaseSteps = 4096;   // at most, for one area, however sparse and large
 
 struct Area {
   AddressRange range;
@@ -145,7 +142,7 @@ Result<std::vector<AddressRange>> WpTracker::track(const std::vector<AddressRang
     TRY(register_stretch(std::span(sorted).subspan(i, end - i), untrackable));
     i = end;
   }
-  TRY(learn_file_areas());
+  areas_known_ = false;  // read at the next scan, when the target need not stand still for it
   return untrackable;
 }
 
@@ -170,29 +167,22 @@ Status WpTracker::register_one(AddressRange range, std::vector<AddressRange>& un
 }
 
 /// Whose page it is costs a look at each struct page in a scan, so it is asked only where the answer matters.
-/// A new mapping cannot escape: it is not tracked, and a scan meets it only after track() has come through
-/// here again.
+/// A new mapping cannot escape: it is not tracked, and is scanned with success only after another track().
 Status WpTracker::learn_file_areas() {
+  if (areas_known_) return {};
   file_areas_.clear();
   for (const Area& area : TRY(read_areas(pid_))) {
     if (area.private_file) file_areas_.push_back(area.range);
   }
+  areas_known_ = true;
   return {};
 }
 
 void WpTracker::release() {
   const Result<std::vector<Area>> areas = read_areas(pid_);
   if (areas.ok()) {
-    for (const Area& area : areas.value()) {
-      // Whole huge pages: an area cut within one would split it.
-      const uint64_t step = std::max(kReleaseStep, area.range.size() / kReleaseSteps) & ~(kHugePage - 1);
-      for (RemoteAddr at = area.range.start; at < area.range.end;) {
-        const RemoteAddr next = std::min(area.range.end, RemoteAddr((at.value() + step) & ~(kHugePage - 1)));
-        // Areas that were never registered, or cannot be, answer with errors of no interest.
-        (void)uffd_.unregister_range({at, next});
-        at = next;
-      }
-    }
+    // Those that were never registered, or cannot be, answer with errors of no interest.
+    for (const Area& area : areas.value()) (void)uffd_.unregister_range(area.range);
   }
   uffd_ = Uffd();
 }
@@ -203,6 +193,7 @@ uint64_t WpTracker::reported() const {
 }
 
 Status WpTracker::scan(AddressRange range, const ScanQuery& query) {
+  TRY(learn_file_areas());
   ScanQuery file_query = query;
   file_query.report |= uapi::kPageIsFile;
   RemoteAddr at = range.start;

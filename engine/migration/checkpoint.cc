@@ -6,22 +6,13 @@
 #include "engine/model/record_stream.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/guardian.h"
-#include "engine/migration/migrate.h"
+#include "engine/migration/inventory.h"
 #include "engine/state/host_facts.h"
 #include "engine/state/house.h"
 #include "engine/transport/file.h"
 
 namespace godwit::migration {
 namespace {
-
-Status judge(const state::Findings& findings, const std::function<void(const state::Findings&)>& tell) {
-  if (tell && !findings.empty()) tell(findings);
-  for (const state::Finding& finding : findings) {
-    if (finding.fatal)
-      return fail(ErrorKind::kRefused, finding.what, finding.subject, finding.why + "; " + finding.remedy);
-  }
-  return {};
-}
 
 /// The freeze, tried again at instants that cannot be captured.
 Status freeze(Precopy& precopy) {
@@ -69,16 +60,13 @@ Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header,
 
 Status write_image(const CheckpointOptions& options, const tracee::Process& process, const state::Intent& intent,
                    Guardian& guardian, transport::FileSink& sink, Report& report) {
-  const auto memory = TRY(tracee::Memory::open(options.pid));
-  const Layout layout = TRY(process.detailed_layout());
-  const auto files = TRY(state::read_open_files(process));
-  TRY(judge(TRY(state::check_all({process, memory, layout, files, intent, nullptr})), options.on_findings));
+  TRY(judge(TRY(check_here(process, intent)), options.on_findings));
 
   wire::StreamHeader header;
   header.session = TRY(wire::new_session_id());
   wire::RecordWriter writer(sink, header);
   TRY(writer.start());
-  auto inventory = TRY(take_inventory(process, layout, files));
+  auto inventory = TRY(take_inventory(process));
   TRY(add_clock_values(process, inventory));
   TRY(writer.write_message(wire::RecordType::kInventory, inventory));
   const uint64_t head_size = sink.bytes_written();
@@ -103,7 +91,7 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   }
   // ORDER: the image is safe before the original goes.
   TRY(sink.finish());
-  return precopy->frozen().kill();
+  return precopy->kill();
 }
 
 /// What was captured on this kernel, or on one that went down since: clocks go on from the checkpoint.

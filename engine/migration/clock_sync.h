@@ -3,7 +3,6 @@
 #pragma once
 
 #include "engine/migration/link.h"
-#include "engine/state/finding.h"
 #include "engine/tracee/process.h"
 
 namespace godwit::migration {
@@ -24,8 +23,5 @@ Status add_clock_values(const tracee::Process& process, wire::Inventory& invento
 
 /// The destination's answer to a ping.
 wire::Clock answer_clock(const wire::Clock& ping);
-
-/// Sends the inventory and waits for what the destination has to say.
-Result<state::Findings> ask_findings(Link& link, const wire::Inventory& inventory);
 
 }  // namespace godwit::migration

@@ -1,7 +1,9 @@
-// check, and the inventory that the destination judges.
+#include "engine/migration/inventory.h"
+
 #include <fmt/format.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <set>
 
 #include "engine/base/files.h"
@@ -51,10 +53,36 @@ bool needs_file(const Vma& vma) {
   return file && !vma.path.starts_with("/memfd:") && !vma.path.ends_with(" (deleted)");
 }
 
+/// Looks again while what is fatal may pass.
+Result<state::Findings> settle(const std::function<Result<state::Findings>()>& look) {
+  constexpr int kLooks = 20;
+  constexpr timespec kPause{0, 10'000'000};
+  const auto passes = [](const state::Finding& f) {
+    return !f.fatal || f.room == kFilesRoom || f.room == state::kRegularFileRoom;
+  };
+  for (int looks = 1;; ++looks) {
+    state::Findings findings = TRY(look());
+    const bool may_pass = std::all_of(findings.begin(), findings.end(), passes);
+    if (!state::any_fatal(findings) || !may_pass || looks == kLooks) return findings;
+    ::nanosleep(&kPause, nullptr);
+  }
+}
+
+Result<state::Findings> ask_findings(Link& link, const wire::Inventory& inventory) {
+  TRY(link.control().write_message(wire::RecordType::kInventory, inventory));
+  TRY(link.control().flush());
+  const auto answer = TRY(wire::parse<wire::Findings>(TRY(link.await(wire::RecordType::kFindings))));
+  state::Findings findings;
+  for (const wire::Finding& f : answer.findings())
+    findings.push_back({f.room(), f.subject(), f.what(), f.why(), f.remedy(), f.fatal()});
+  return findings;
+}
+
 }  // namespace
 
-Result<wire::Inventory> take_inventory(const tracee::Process& process, const Layout& layout,
-                                       const std::vector<state::OpenFile>& files) {
+Result<wire::Inventory> take_inventory(const tracee::Process& process) {
+  const Layout layout = TRY(process.detailed_layout());
+  const auto files = TRY(state::read_open_files(process));
   wire::Inventory inventory;
   *inventory.mutable_facts() = TRY(state::collect_host_facts());
   TRY(add_process(*inventory.mutable_tree(), process));
@@ -67,9 +95,11 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process, const Lay
   for (const std::string& path : state::collect_paths(files)) paths.insert(path);
   paths.insert(mapped.begin(), mapped.end());
   for (const std::string& path : paths) {
-    wire::FileFact fact = TRY(state::file_facts(path));
-    fact.set_mapped(mapped.count(path) != 0);
-    *inventory.add_files() = std::move(fact);
+    const bool is_mapped = mapped.count(path) != 0;
+    auto fact = state::file_facts(path);
+    if (!fact.ok() && fact.error().err == ENOENT && !is_mapped) continue;  // deleted since
+    *inventory.add_files() = TRY(std::move(fact));
+    inventory.mutable_files()->rbegin()->set_mapped(is_mapped);
   }
   for (const std::string& path : state::collect_written_paths(files)) {
     if (paths.count(path) == 0) *inventory.add_files() = written_file(path);
@@ -77,33 +107,50 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process, const Lay
   return inventory;
 }
 
-Result<state::Findings> check(pid_t pid, const LinkOptions& link_options,
-                              const std::vector<std::string>& move_addresses) {
-  const auto process = TRY(tracee::Process::open(pid));
-  const auto memory = TRY(tracee::Memory::open(pid));
+state::Intent intent_of(const std::vector<std::string>& move_addresses) {
   state::Intent intent;
   for (const std::string& address : move_addresses)
     intent.moved_addresses.push_back(address.substr(0, address.find('/')));
-  const Layout layout = TRY(process.detailed_layout());
-  const auto files = TRY(state::read_open_files(process));
-  auto findings = TRY(state::check_all({process, memory, layout, files, intent, nullptr}));
-  if (link_options.destination.empty()) return findings;
-
-  auto link = TRY(Link::connect(link_options));
-  auto inventory = TRY(take_inventory(process, layout, files));
-  TRY(add_clock_offsets(*link, process, inventory));
-  for (const std::string& address : move_addresses) inventory.add_moved_addresses(address);
-  for (state::Finding& finding : TRY(ask_findings(*link, inventory))) findings.push_back(std::move(finding));
-  return findings;
+  return intent;
 }
 
-Result<state::Findings> ask_findings(Link& link, const wire::Inventory& inventory) {
-  TRY(link.control().write_message(wire::RecordType::kInventory, inventory));
-  TRY(link.control().flush());
-  const auto answer = TRY(wire::parse<wire::Findings>(TRY(link.await(wire::RecordType::kFindings))));
-  state::Findings findings;
-  for (const wire::Finding& f : answer.findings())
-    findings.push_back({f.room(), f.subject(), f.what(), f.why(), f.remedy(), f.fatal()});
+Result<state::Findings> check_here(const tracee::Process& process, const state::Intent& intent) {
+  return settle([&]() -> Result<state::Findings> {
+    const auto memory = TRY(tracee::Memory::open(process.pid()));
+    const Layout layout = TRY(process.detailed_layout());
+    const auto files = TRY(state::read_open_files(process));
+    return state::check_all({process, memory, layout, files, intent, nullptr});
+  });
+}
+
+Result<state::Findings> check_there(Link& link, const tracee::Process& process,
+                                    const std::vector<std::string>& move_addresses) {
+  return settle([&]() -> Result<state::Findings> {
+    auto inventory = TRY(take_inventory(process));
+    TRY(add_clock_offsets(link, process, inventory));
+    inventory.set_addresses_move(!move_addresses.empty());
+    for (const std::string& address : move_addresses) inventory.add_moved_addresses(address);
+    return ask_findings(link, inventory);
+  });
+}
+
+Status judge(const state::Findings& findings, const std::function<void(const state::Findings&)>& tell) {
+  if (tell && !findings.empty()) tell(findings);
+  for (const state::Finding& finding : findings) {
+    if (finding.fatal)
+      return fail(ErrorKind::kRefused, finding.what, finding.subject, finding.why + "; " + finding.remedy);
+  }
+  return {};
+}
+
+Result<state::Findings> check(pid_t pid, const LinkOptions& link_options,
+                              const std::vector<std::string>& move_addresses) {
+  const auto process = TRY(tracee::Process::open(pid));
+  auto findings = TRY(check_here(process, intent_of(move_addresses)));
+  if (link_options.destination.empty()) return findings;
+  auto link = TRY(Link::connect(link_options));
+  for (state::Finding& finding : TRY(check_there(*link, process, move_addresses)))
+    findings.push_back(std::move(finding));
   return findings;
 }
 

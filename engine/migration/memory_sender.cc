@@ -38,6 +38,10 @@ std::vector<AddressRange> without_all(const std::vector<AddressRange>& ranges,
   return left;
 }
 
+bool touches(const std::vector<AddressRange>& list, AddressRange range) {
+  return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Lane>> Lane::create(wire::RecordWriter& writer, size_t cache_bytes) {
@@ -52,7 +56,7 @@ void MemorySender::forget(AddressRange range) {
   for (auto& lane : lanes_) lane->encoder.discard(0, range);
 }
 
-Status MemorySender::follow(const Layout& layout, bool frozen) {
+void MemorySender::follow(const Layout& layout) {
   std::vector<AddressRange> wanted;
   for (const Vma& vma : layout) {
     if (carried(vma)) wanted.push_back(vma.range);
@@ -69,12 +73,24 @@ Status MemorySender::follow(const Layout& layout, bool frozen) {
       fresh.push_back(vma.range);
     }
   }
-  // Registering again what already is does no harm, so whole areas go to the kernel: neighbours in one call.
-  // In the freeze nothing is written any more: fresh areas are only surveyed.
-  if (!fresh.empty() && !frozen) untrackable_ = TRY(tracker_.track(wanted));
   fresh_.insert(fresh_.end(), fresh.begin(), fresh.end());
+  unregistered_.insert(unregistered_.end(), fresh.begin(), fresh.end());
   tracked_ = std::move(wanted);
   layout_ = layout;
+}
+
+Status MemorySender::track(const Layout& now) {
+  std::sort(unregistered_.begin(), unregistered_.end(),
+            [](AddressRange a, AddressRange b) { return a.start < b.start; });
+  std::vector<AddressRange> areas;
+  auto next = unregistered_.begin();
+  for (const Vma& vma : now) {
+    while (next != unregistered_.end() && next->end <= vma.range.start) ++next;
+    if (next != unregistered_.end() && next->overlaps(vma.range)) areas.push_back(vma.range);
+  }
+  std::erase_if(untrackable_, [&](AddressRange old) { return touches(areas, old); });
+  for (const AddressRange& range : TRY(tracker_.track(areas))) untrackable_.push_back(range);
+  unregistered_.clear();
   return {};
 }
 
@@ -126,9 +142,6 @@ Status MemorySender::add_unmarked(PageRuns& found) {
 
 Result<MemorySender::LastPass> MemorySender::survey() {
   LastPass last;
-  const auto touches = [](const std::vector<AddressRange>& list, AddressRange range) {
-    return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
-  };
   for (const Vma& vma : layout_) {
     if (!carried(vma)) continue;
     // Where nothing tells written from clean, every populated page counts as written.

@@ -43,10 +43,13 @@ class MemorySender {
                LaneOf lane_of)
       : memory_(memory), tracker_(tracker), lanes_(std::move(lanes)), lane_of_(std::move(lane_of)) {}
 
-  /// Takes over the layout: new areas come under the tracker, vanished ones are forgotten. Private-file and
-  /// anonymous areas are carried in rounds; shared files only in the last pass (their storage may be common
-  /// to both hosts). `frozen`: nothing can be written any more, so nothing new is put under the tracker.
-  Status follow(const Layout& layout, bool frozen);
+  /// Takes over the layout: vanished areas are forgotten, new ones wait for track(). Private-file and anonymous areas
+  /// are carried in rounds; shared files only in the last pass (their storage may be common to both hosts).
+  void follow(const Layout& layout);
+  /// True if there are areas that are not under the tracker yet.
+  [[nodiscard]] bool has_untracked() const { return !unregistered_.empty(); }
+  /// Puts them there, as they are in `now`, the layout of a process that stands still.
+  Status track(const Layout& now);
 
   /// Pages written since the last collect, for a round. INVARIANT: whatever is written after a page was
   /// collected is collected again, so that reading later than the scan can only send something newer.
@@ -89,7 +92,8 @@ class MemorySender {
   std::vector<std::unique_ptr<Lane>> lanes_;
   LaneOf lane_of_;
   Layout layout_;                          ///< what is mapped now
-  std::vector<AddressRange> tracked_;      ///< under the tracker, ascending
+  std::vector<AddressRange> tracked_;      ///< under the tracker, or wanted there; ascending
+  std::vector<AddressRange> unregistered_;  ///< wanted, but not under the tracker yet
   std::vector<AddressRange> untrackable_;  ///< re-sent whole in the freeze
   std::vector<AddressRange>
       fresh_;             ///< tracked since the last collect: every populated page counts as written

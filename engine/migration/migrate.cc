@@ -6,9 +6,9 @@
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
 #include "engine/base/realtime.h"
-#include "engine/migration/clock_sync.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/hooks.h"
+#include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/session.h"
 #include "engine/state/house.h"
@@ -60,34 +60,17 @@ class Migration {
 
   Status open() {
     process_.emplace(TRY(tracee::Process::open(options_.pid)));
-    for (const std::string& address : options_.move_addresses)
-      intent_.moved_addresses.push_back(address.substr(0, address.find('/')));
+    intent_ = intent_of(options_.move_addresses);
     return {};
   }
 
   /// Findings of this host, then the destination's; nothing was touched yet on either.
   Status check_both() {
-    const auto memory = TRY(tracee::Memory::open(options_.pid));
-    const Layout layout = TRY(process_->detailed_layout());
-    const auto files = TRY(state::read_open_files(*process_));
-    TRY(judge(TRY(state::check_all({*process_, memory, layout, files, intent_, nullptr}))));
+    TRY(judge(TRY(check_here(*process_, intent_)), options_.on_findings));
     link_ = TRY(Link::connect(options_.link));
-    auto inventory = TRY(take_inventory(*process_, layout, files));
-    TRY(add_clock_offsets(*link_, *process_, inventory));
-    inventory.set_addresses_move(!options_.move_addresses.empty());
-    for (const std::string& address : options_.move_addresses) inventory.add_moved_addresses(address);
-    TRY(judge(TRY(ask_findings(*link_, inventory))));
+    TRY(judge(TRY(check_there(*link_, *process_, options_.move_addresses)), options_.on_findings));
     TRY(link_->set_read_timeout(std::chrono::seconds(60)));
     return make_precopy();
-  }
-
-  Status judge(const state::Findings& findings) {
-    if (options_.on_findings && !findings.empty()) options_.on_findings(findings);
-    for (const state::Finding& finding : findings) {
-      if (!finding.fatal) continue;
-      return fail(ErrorKind::kRefused, finding.what, finding.subject, finding.why + "; " + finding.remedy);
-    }
-    return {};
   }
 
   Status make_precopy() {
@@ -284,7 +267,7 @@ class Migration {
         ask_peer();
         return {};
       case Action::kKillOriginal:
-        return precopy_->frozen().kill();
+        return precopy_->kill();
       case Action::kInvalid:
         break;
     }

@@ -40,9 +40,4 @@ Result<state::Findings> check(pid_t pid, const LinkOptions& link,
 /// pid.
 Status resolve(pid_t pid, bool resume);
 
-/// The inventory of a process: facts of this host, the tree, the files it needs. Any thread, nothing is
-/// touched.
-Result<wire::Inventory> take_inventory(const tracee::Process& process, const Layout& layout,
-                                       const std::vector<state::OpenFile>& files);
-
 }  // namespace godwit::migration

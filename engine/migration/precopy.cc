@@ -103,7 +103,8 @@ Status Precopy::describe() {
   layout_ = TRY(process_.detailed_layout());
   TRY(announce_objects(files));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
-  TRY(sender_->follow(layout_, false));
+  sender_->follow(layout_);
+  TRY(track());
   state::CaptureContext live{
       .process = process_, .memory = *memory_, .intent = intent_, .layout = layout_, .files = files};
   TRY(state::capture_all(live, [&](const wire::RoomState& message) {
@@ -125,7 +126,22 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, round)));
   // The peer remaps on the control channel; pages of other channels must not overtake that.
   if (barrier_ && !frozen && writers_.size() > 1) TRY(barrier_(round));
-  return sender_->follow(layout_, frozen);
+  sender_->follow(layout_);
+  // Frozen, nothing is written any more: new areas are only surveyed.
+  return frozen ? Status() : track();
+}
+
+/// The process stands still meanwhile: at a boundary that is no longer one the kernel would split an area, and the
+/// program's next mremap of it would fail.
+Status Precopy::track() {
+  if (!sender_->has_untracked()) return {};
+  const Nanos begin = monotonic_now();
+  auto still = tracee::Frozen::freeze(process_);
+  if (!still.ok() && still.error().kind == ErrorKind::kRetry) return {};  // in the next round
+  if (!still.ok()) return still.take_error();
+  TRY(interrupted_->look(*still, begin));
+  TRY(sender_->track(TRY(process_.layout())));
+  return still->finish();
 }
 
 // ---- rounds
@@ -298,6 +314,14 @@ Status Precopy::last_pass() {
 
 void Precopy::forget_undo() {
   if (captured_) captured_->undo.clear();
+}
+
+Status Precopy::kill() {
+  Status killed = frozen_->kill();
+  // SAFETY: undone now, a connection would speak beside its copy on the other host: unsent bytes, a FIN. Forgotten,
+  // the last reference to it is closed in repair mode, without a word.
+  forget_undo();
+  return killed;
 }
 
 Status Precopy::thaw() {

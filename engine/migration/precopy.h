@@ -60,6 +60,8 @@ class Precopy {
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
+  /// The end of the original: it is killed and reaped, and nothing of it undone.
+  Status kill();
   /// For the one end at which nothing may be undone (in doubt): the process stays stopped as it is.
   void forget_undo();
   /// Drops the tracker. After it no trace of us is left in the process.
@@ -79,6 +81,7 @@ class Precopy {
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
+  Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);

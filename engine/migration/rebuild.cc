@@ -192,9 +192,9 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   const Layout next = TRY(wire::to_layout(message));
   // Unmapping and mapping under a registered range is the kernel's business: it unregisters what goes.
   TRY(on_shell([&](state::BuildContext& context) { return space_.follow(context, next); }));
-  if (fresh_) return {};
+  if (!fresh_) TRY(begin_fresh());
   fresh_ = true;
-  return begin_fresh();
+  return installer_->is_fresh() ? installer_->register_fresh(fresh_ranges(space_.layout())) : Status();
 }
 
 /// A userfaultfd is made by the shell and taken out, as on the source.
@@ -213,7 +213,8 @@ Status Rebuild::begin_fresh() {
     ::close(number);
     return {};
   }));
-  return installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)), fresh_ranges(space_.layout()));
+  installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)));
+  return {};
 }
 
 // ---- memory

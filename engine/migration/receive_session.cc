@@ -8,6 +8,7 @@
 
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
+#include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/state/file_facts.h"
@@ -33,7 +34,7 @@ wire::Finding to_message(const state::Finding& f) {
 /// What speaks against the file on this host, if anything.
 std::optional<state::Finding> judge_file(const wire::FileFact& wanted) {
   const auto finding = [&](std::string what, std::string why) {
-    return state::Finding{"files",
+    return state::Finding{std::string(kFilesRoom),
                           wanted.path(),
                           std::move(what),
                           std::move(why),

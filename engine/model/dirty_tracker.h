@@ -11,7 +11,8 @@ class DirtyTracker {
  public:
   virtual ~DirtyTracker() = default;
 
-  /// Brings `ranges` under the tracker; a range that already is stays as it was. Ranges that the kernel
+  /// Brings `ranges` under the tracker; a range that already is stays as it was. They are whole areas of a target that
+  /// stands still: a part of an area would be split off, which the program could see. Ranges that the kernel
   /// cannot track are returned (their pages are re-sent in the freeze). Errors: TargetGone, Denied, System.
   virtual Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) = 0;
 
@@ -29,7 +30,7 @@ class DirtyTracker {
   /// for its answer is short. Clean, populated pages are not told.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
 
-  /// Stops tracking, in pieces that never hold the target up for long. Afterwards the tracker is of no use.
+  /// Stops tracking, area by area. Afterwards the tracker is of no use.
   virtual void release() = 0;
 };
 

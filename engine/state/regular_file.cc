@@ -16,7 +16,7 @@
 namespace godwit::state {
 namespace {
 
-constexpr std::string_view kRoom = "regular-file";
+constexpr std::string_view kRoom = kRegularFileRoom;
 constexpr long kMqueueMagic = 0x19800202;  // ipc/mqueue.c
 /// What open(2) of an existing file may be given again. O_ASYNC comes with its owner, later.
 constexpr int kOpenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_DIRECT | O_LARGEFILE |
@@ -70,9 +70,9 @@ Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) 
 
 Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   if (!name_leads_there(ctx.process, file)) {
+    // check() refuses what stays like this: it was opened since, and will be closed in a moment (a journal, say).
     const Finding finding = nameless(file);
-    return fail(ErrorKind::kUnsupported, "capture " + finding.what, finding.subject,
-                finding.why + ": " + finding.remedy);
+    return fail(ErrorKind::kRetry, "capture " + finding.what, finding.subject, finding.why + ": " + finding.remedy);
   }
   if (ctx.frozen != nullptr && has_lock(file))
     return fail(ErrorKind::kRetry, "capture a file lock", file.subject(),

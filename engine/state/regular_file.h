@@ -3,11 +3,14 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/state/open_file.h"
 
 namespace godwit::state {
+
+constexpr std::string_view kRegularFileRoom = "regular-file";
 
 /// Paths of the regular files among `files` that the process only reads, each once, sorted: the inventory
 /// compares their contents with the destination's. A file that it may write changes under way: finish()

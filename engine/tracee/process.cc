@@ -23,10 +23,16 @@ Status check_access(pid_t pid) {
   return error;
 }
 
+/// KERNEL: the map of a running process is read a page of text at a time; an area that grows or moves in between can
+/// appear twice.
 Result<Layout> read_layout(const std::string& path) {
-  const std::string text = TRY(read_file(path));
-  if (text.empty()) return fail_errno("read the memory map", path, ESRCH);  // a zombie has none
-  return parse_layout(text);
+  constexpr int kAttempts = 100;
+  for (int attempt = 1;; ++attempt) {
+    const std::string text = TRY(read_file(path));
+    if (text.empty()) return fail_errno("read the memory map", path, ESRCH);  // a zombie has none
+    auto layout = parse_layout(text);
+    if (layout.ok() || layout.error().kind != ErrorKind::kCorrupt || attempt == kAttempts) return layout;
+  }
 }
 
 /// A number of /proc/PID/stat, whose fields may be negative.

@@ -105,20 +105,24 @@ Result<std::vector<AddressRange>> to_ranges(
   return ranges;
 }
 
+constexpr uint32_t kErrnoLimit = 4096;  // linux/err.h: MAX_ERRNO, excluded
+
 Abort to_message(const Error& error) {
   Abort message;
   message.set_kind(static_cast<uint32_t>(error.kind));
   message.set_operation(error.operation);
   message.set_subject(error.subject);
-  message.set_message(error.message());
+  message.set_error_number(static_cast<uint32_t>(error.err));
   message.set_remedy(error.remedy);
   return message;
 }
 
 Error to_error(const Abort& message) {
   const bool known = message.kind() > 0 && message.kind() <= static_cast<uint32_t>(ErrorKind::kBug);
-  return fail(known ? static_cast<ErrorKind>(message.kind()) : ErrorKind::kSystem,
-              fmt::format("the other engine: {}", message.operation()), message.subject(), message.remedy());
+  Error error = fail(known ? static_cast<ErrorKind>(message.kind()) : ErrorKind::kSystem,
+                     fmt::format("the other engine: {}", message.operation()), message.subject(), message.remedy());
+  if (message.error_number() < kErrnoLimit) error.err = static_cast<int>(message.error_number());
+  return error;
 }
 
 }  // namespace godwit::wire

@@ -92,9 +92,14 @@ def move_under_load(name):
             _worked(client)
             notes = []
             for source, destination in ((a, b), (b, a)):
-                completed, pid = move(source, destination, server.pid, "--move-address", f"{SERVICE}/24@eth0")
+                # However slow the machine is just now: times are for the benchmarks.
+                completed, pid = move(source, destination, server.pid, "--move-address", f"{SERVICE}/24@eth0",
+                                      "--downtime-limit", "3000")
                 if pid != server.pid:
                     raise Failure(f"pid {pid} on {destination.name}, was {server.pid}")
+                left = source.run(["ss", "-Htan", "src", SERVICE], check=True).stdout.strip()
+                if left:
+                    raise Failure(f"a connection is alive on {source.name} beside its copy: {left}")
                 longest = _worked(client)
                 notes.append(f"downtime {completed['downtime_ms']:.1f} ms, longest reply {longest:.1f} ms")
                 await_empty(source, but=())
@@ -127,8 +132,9 @@ def checkpoint_app(name):
             with Engine(a, "checkpoint", server.pid, image, *words) as engine:
                 if engine.finish() != 0:
                     raise Failure(engine.said())
-            if words and footprint(server.outer)["tids"] != before:
-                raise Failure("its threads are not those of before")
+            # It may have started some of its own since.
+            if words and not set(before) <= set(footprint(server.outer)["tids"]):
+                raise Failure("threads of it are gone")
         await_empty(a)
         with Hosts("fresh", "client") as later:
             fresh = later["fresh"]

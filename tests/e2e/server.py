@@ -62,6 +62,7 @@ def main(kind, port, directory):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         what = (running_checksum, (connection,)) if kind == "threads" else (transactions, (connection, f"{directory}/store.db"))
         threading.Thread(target=what[0], args=what[1], daemon=True).start()
+        del connection, what  # its thread alone holds it, and its end closes it
 
 
 main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -204,7 +204,7 @@ TEST(Frozen, LosesNoSignalThatArrivesInTheMiddle) {
       if (i % 8 == 0) ::usleep(50);
     }
   });
-  for (int i = 0; i < 500; ++i) {
+  for (int i = 0; i < 3000; ++i) {
     auto frozen = Frozen::freeze(process.value());
     ASSERT_OK(frozen);
     ASSERT_OK(frozen->finish());
@@ -212,6 +212,34 @@ TEST(Frozen, LosesNoSignalThatArrivesInTheMiddle) {
   sender.join();
   while (shared->signals.load() < kSent && state_letter(target.pid()) != 'X') ::usleep(500);
   EXPECT_EQ(shared->signals.load(), kSent);
+}
+
+/// A POSIX timer's signal can take the pending interrupt away: asked for only once, the freeze would wait on and on.
+TEST(Frozen, AFloodOfSignalsDoesNotHoldItUp) {
+  Shared<std::atomic<int>> handled;
+  Target target([&](const auto& ready) {
+    static std::atomic<int>* counter = &*handled;
+    struct sigaction action {};
+    action.sa_handler = [](int) { counter->fetch_add(1); };
+    action.sa_flags = SA_RESTART;
+    ::sigaction(SIGALRM, &action, nullptr);
+    for (const long nanos : {31'000, 47'000}) {
+      timer_t timer{};  // without an event: SIGALRM
+      const itimerspec every{{0, nanos}, {0, nanos}};
+      if (::timer_create(CLOCK_MONOTONIC, nullptr, &timer) != 0) ::_exit(1);
+      if (::timer_settime(timer, 0, &every, nullptr) != 0) ::_exit(1);
+    }
+    ready();
+    for (;;) asm volatile("pause");
+  });
+  const auto process = Process::open(target.pid());
+  ASSERT_OK(process);
+  for (int i = 0; i < 3000; ++i) {
+    auto frozen = Frozen::freeze(process.value());
+    ASSERT_OK(frozen);
+    ASSERT_OK(frozen->finish());
+  }
+  await_change(*handled, handled->load());
 }
 
 TEST(Frozen, ASignalDuringTheFreezeStillInterruptsAWait) {

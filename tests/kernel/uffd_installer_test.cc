@@ -34,7 +34,8 @@ class PageInstallerTest : public testing::Test {
     EXPECT_TRUE(installer.ok());
     auto uffd = Uffd::adopt(target.make_uffd(), 0);
     EXPECT_TRUE(uffd.ok()) << (uffd.ok() ? "" : uffd.error().message());
-    EXPECT_TRUE(installer->begin_fresh(uffd.take(), fresh).ok());
+    installer->begin_fresh(uffd.take());
+    EXPECT_TRUE(installer->register_fresh(fresh).ok());
     return installer.take();
   }
   static void install(const PageInstaller& installer, AddressRange range, std::span<const std::byte> bytes) {

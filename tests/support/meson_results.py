@@ -16,7 +16,7 @@ def cases(test):
             found.append((match[1], match[2], output))
             output = []
         elif line.startswith("[ RUN "):
-            output = []
+            output = [line]
         else:
             output.append(line)
     good = test["result"] in ("OK", "SKIP")

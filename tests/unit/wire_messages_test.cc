@@ -90,6 +90,14 @@ TEST(WireMessages, AnErrorOfAnUnknownKindIsStillAnError) {
   EXPECT_EQ(to_error(message).kind, ErrorKind::kSystem);
 }
 
+TEST(WireMessages, AnErrorKeepsItsErrno) {
+  Abort message = to_message(fail_errno("connect", "TCP socket 10.0.0.1:80", EADDRNOTAVAIL));
+  EXPECT_EQ(to_error(message).err, EADDRNOTAVAIL);
+  EXPECT_THAT(to_error(message).message(), HasSubstr("Cannot assign requested address"));
+  message.set_error_number(4096);
+  EXPECT_EQ(to_error(message).err, 0);
+}
+
 TEST(WireMessages, AnErrorAboutAFileWhoseNameIsNotUtf8Arrives) {
   const std::string path = "/tmp/\xff\xfe";
   Abort received;
