@@ -185,6 +185,19 @@ std::optional<TimedWait> InterruptedCalls::wait_of(const tracee::FrozenThread& t
   return wait;
 }
 
+/// When the epoll_wait() of `thread` ends, by the kernel's clock.
+/// KERNEL: the timer of a repeated call ends up to a millisecond and the freeze later than the call before.
+/// That its timeout is still the one that was put there tells that it is the same call; a program's own call
+/// with that very timeout, begun in the same moment, ends in the same moment.
+Nanos InterruptedCalls::end_of(const tracee::FrozenThread& thread, Nanos timer) const {
+  constexpr Nanos kSameMoment = std::chrono::milliseconds(50);
+  const auto before = shortened_.find(thread.tid);
+  const bool same = before != shortened_.end() &&
+                    before->second.millis == static_cast<int>(thread.original.r10) &&
+                    timer >= before->second.end && timer - before->second.end < kSameMoment;
+  return same ? before->second.end : timer;
+}
+
 /// SAFETY: only the timer of this very freeze counts. A thread that was caught before it slept, or without a
 /// timer of its own, keeps its whole timeout.
 Status InterruptedCalls::shorten(tracee::Frozen& frozen, const tracee::FrozenThread& thread,
@@ -192,13 +205,14 @@ Status InterruptedCalls::shorten(tracee::Frozen& frozen, const tracee::FrozenThr
   if (!block.timer || block.timer->clock != CLOCK_MONOTONIC ||
       block.timer->at < since - Nanos(own_.monotonic))
     return {};
-  const Nanos left = std::max(block.timer->expires - kernel_clock(CLOCK_MONOTONIC), Nanos());
+  const Nanos end = end_of(thread, block.timer->expires);
+  const Nanos left = std::max(end - kernel_clock(CLOCK_MONOTONIC), Nanos());
   const auto millis = (left.count() + 999'999) / 1'000'000;
+  calls_[thread.tid].wait = ends_at(TimedWait::EPOLL, CLOCK_MONOTONIC, add(end, process_.monotonic));
   user_regs_struct general = thread.original;
   if (millis >= static_cast<int>(general.r10)) return {};
-  calls_[thread.tid].wait =
-      ends_at(TimedWait::EPOLL, CLOCK_MONOTONIC, add(block.timer->expires, process_.monotonic));
   general.r10 = static_cast<unsigned long long>(millis);
+  shortened_[thread.tid] = {static_cast<int>(millis), end};
   return frozen.set_original(thread.tid, general);
 }
 

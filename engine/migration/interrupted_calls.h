@@ -37,11 +37,18 @@ class InterruptedCalls {
     unsigned long long number = 0, rip = 0, rsp = 0;
   };
 
+  /// An epoll_wait() as a freeze let it go on.
+  struct Shortened {
+    int millis = 0;
+    Nanos end{};  ///< by the kernel's clock; the timeout is rounded up
+  };
+
   InterruptedCalls(ClockOffsets process, ClockOffsets own) : process_(process), own_(own) {}
   void remember(const tracee::FrozenThread& thread);
   [[nodiscard]] long number_of(const tracee::FrozenThread& thread, const ebpf::RestartBlock* block) const;
   [[nodiscard]] std::optional<wire::TimedWait> wait_of(const tracee::FrozenThread& thread,
                                                        const ebpf::RestartBlock& block, long number) const;
+  [[nodiscard]] Nanos end_of(const tracee::FrozenThread& thread, Nanos timer) const;
   Status shorten(tracee::Frozen& frozen, const tracee::FrozenThread& thread, const ebpf::RestartBlock& block,
                  Nanos since);
   [[nodiscard]] Nanos kernel_clock(clockid_t clock) const;
@@ -50,6 +57,7 @@ class InterruptedCalls {
   std::unique_ptr<ebpf::RestartReader> reader_;
   std::string blind_;
   std::map<pid_t, Site> sites_;
+  std::map<pid_t, Shortened> shortened_;
   std::map<pid_t, state::InterruptedCall> calls_;
 };
 

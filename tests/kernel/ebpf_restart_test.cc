@@ -243,7 +243,8 @@ TEST(RestartReader, CountsInThePidNamespaceOfItsReader) {
     if (inside == 0) {
       const bool own_proc = ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
                             ::mount("proc", "/proc", "proc", 0, nullptr) == 0;
-      const std::string wrong = ::getpid() == 1 && own_proc ? scenario() : "not pid 1 with a /proc of its own";
+      const std::string wrong =
+          ::getpid() == 1 && own_proc ? scenario() : "not pid 1 with a /proc of its own";
       (void)!::write(answer[1], wrong.data(), wrong.size());
       ::_exit(0);
     }

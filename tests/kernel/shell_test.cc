@@ -377,6 +377,16 @@ TEST_F(ShellTest, Costs) {
       return {};
     });
   });
+  timed("interrupt_inside", kThreads, [&] {
+    return thread_->call([&]() -> Status {
+      for (int i = 1; i <= kThreads; ++i) {
+        Batch batch;
+        batch.call(SYS_clock_nanosleep, {CLOCK_MONOTONIC, 0, batch.put_value(timespec{1000, 0}), 0}, "sleep");
+        TRY(shell_->interrupt_inside(kPid + i, batch));
+      }
+      return {};
+    });
+  });
   Pipe pipe;
   ASSERT_EQ(text(give(pipe.write, 5)), "");
   timed("set_registers and mask, each", kThreads + 1, [&]() -> Status {
