@@ -77,15 +77,31 @@ void Events::completed(const migration::Report& r) const {
     fmt::print("downtime {:.2f} ms: freeze {:.2f}, scan {:.2f}, pages {:.2f}, state {:.2f}, commit {:.2f}, resume {:.2f}\n", to_ms(d.total()),
                to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit), to_ms(d.resume));
     std::fflush(stdout);
+    if (!r.restarts_anew.empty())
+      fmt::print(stderr, "godwit: sleeps and other waits of pid {} began their time anew: {}\n", r.pid,
+                 r.restarts_anew);
     return;
   }
   ordered_json rounds = ordered_json::array();
   for (const auto& round : r.rounds) rounds.push_back(to_json(round));
-  print_json({{"event", "completed"}, {"pid", r.pid}, {"total_ms", to_ms(r.total)}, {"downtime_ms", to_ms(r.downtime.total())},
-              {"frozen_at_ms", to_ms(r.frozen_at)}, {"downtime", to_json(r.downtime)}, {"rounds", rounds},
-              {"pages", {{"sent", r.pages.sent}, {"zero", r.pages.zero}, {"xbzrle", r.pages.xbzrle}, {"raw", r.pages.raw},
-                         {"unchanged", r.pages.unchanged}, {"discarded", r.pages.discarded}, {"objects", r.object_pages}}},
-              {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}}, {"bad_instants", r.bad_instants}});
+  print_json({{"event", "completed"},
+              {"pid", r.pid},
+              {"total_ms", to_ms(r.total)},
+              {"downtime_ms", to_ms(r.downtime.total())},
+              {"frozen_at_ms", to_ms(r.frozen_at)},
+              {"downtime", to_json(r.downtime)},
+              {"rounds", rounds},
+              {"pages",
+               {{"sent", r.pages.sent},
+                {"zero", r.pages.zero},
+                {"xbzrle", r.pages.xbzrle},
+                {"raw", r.pages.raw},
+                {"unchanged", r.pages.unchanged},
+                {"discarded", r.pages.discarded},
+                {"objects", r.object_pages}}},
+              {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
+              {"bad_instants", r.bad_instants},
+              {"restarts_anew", r.restarts_anew}});
 }
 
 void Events::failed(const Error& error, const std::string& original) const {

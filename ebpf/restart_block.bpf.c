@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Reads task_struct->restart_block of each thread that the iterator visits: the remaining time of a sleep,
- * futex wait or poll that the freeze interrupted is nowhere else to be seen. Loaded by restart_reader.
+/* What a freeze interrupts, and when it would have ended, is nowhere else to be seen. Two programs, loaded by
+ * restart_reader: one notes the timer that a thread gives up because a tracer stops it; the other, for each
+ * thread that the iterator visits, tells task_struct->restart_block and that note.
  *
  * The kernel's structures are declared with the few fields that are used; the loader relocates every access
  * to the running kernel's own layout (CO-RE), so no kernel header is needed. */
@@ -68,9 +69,28 @@ struct pid {
   struct upid numbers[1];
 };
 
+struct signal_struct;
+
 struct task_struct {
   struct pid* thread_pid;
   struct restart_block restart_block;
+  struct signal_struct* signal; /* one for all threads of a process */
+  unsigned long jobctl;
+};
+
+struct hrtimer_clock_base {
+  __s32 clockid;
+};
+
+struct hrtimer {
+  __s64 _softexpires;
+  struct hrtimer_clock_base* base;
+};
+
+/* On the stack of a thread that waits with a timeout. */
+struct hrtimer_sleeper {
+  struct hrtimer timer;
+  struct task_struct* task;
 };
 
 struct seq_file;
@@ -133,17 +153,68 @@ static void read_poll(struct godwit_restart_record* record, struct restart_block
   }
 }
 
+/* linux/sched/jobctl.h, JOBCTL_TRAP_STOP: PTRACE_INTERRUPT (or a stop for all) was asked for. */
+#define TRAP_STOP (1ul << 19)
+
+/* The process whose threads are watched; the iterator visits no other. */
+__u64 watched;
+
+struct note {
+  __u64 at;
+  __u64 expires;
+  __s32 clock;
+  __u32 unused;
+};
+
+struct {
+  __uint(type, BPF_MAP_TYPE_LRU_HASH);
+  __type(key, __u64); /* address of the task */
+  __type(value, struct note);
+  __uint(max_entries, 1024); /* the loader knows the number of threads */
+} notes SEC(".maps");
+
+/* KERNEL: a thread that leaves a timed sleep early cancels its timer itself, on its way out of the call. One
+ * that a tracer's interrupt woke has that interrupt pending by then, and stops before it returns to the
+ * program: so the note is of the very call in which it will be found. */
+SEC("raw_tp/hrtimer_cancel")
+int note_interrupted_sleep(struct bpf_raw_tracepoint_args* ctx) {
+  struct task_struct* task = (struct task_struct*)bpf_get_current_task();
+  struct hrtimer_sleeper* sleeper = (struct hrtimer_sleeper*)ctx->args[0];
+  if ((__u64)BPF_CORE_READ(task, signal) != watched) return 0;
+  if (!(BPF_CORE_READ(task, jobctl) & TRAP_STOP)) return 0;
+  /* Of any other timer these bytes are something else, but never this thread. */
+  if (BPF_CORE_READ(sleeper, task) != task) return 0;
+  const __u64 key = (__u64)task;
+  struct note note = {};
+  note.at = bpf_ktime_get_ns();
+  note.expires = BPF_CORE_READ(sleeper, timer._softexpires);
+  note.clock = BPF_CORE_READ(sleeper, timer.base, clockid);
+  bpf_map_update_elem(&notes, &key, &note, BPF_ANY);
+  return 0;
+}
+
+static void read_note(struct godwit_restart_record* record, struct task_struct* task) {
+  const __u64 key = (__u64)task;
+  const struct note* note = bpf_map_lookup_elem(&notes, &key);
+  if (!note) return;
+  record->timer_at = note->at;
+  record->timer_expires = note->expires;
+  record->timer_clock = note->clock;
+}
+
 SEC("iter/task")
 int read_restart_block(struct bpf_iter__task* ctx) {
   struct task_struct* task = ctx->task;
   struct godwit_restart_record record = {};
   if (!task) return 0;
   struct restart_block* block = __builtin_preserve_access_index(&task->restart_block);
+  watched = (__u64)BPF_CORE_READ(task, signal);
   record.tid = number_for_reader(task);
   record.fn = (__u64)BPF_CORE_READ(block, fn);
   read_sleep(&record, block);
   read_futex(&record, block);
   read_poll(&record, block);
+  read_note(&record, task);
   bpf_seq_write(ctx->meta->seq, &record, sizeof record);
   return 0;
 }

@@ -8,8 +8,11 @@
 #include <array>
 #include <cstdarg>
 #include <cstdio>
+#include <filesystem>
+#include <iterator>
 #include <map>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "ebpf/restart_block.skel.h"
@@ -72,7 +75,7 @@ Error unsupported(const char* operation, pid_t pid, int err) {
   error.kind = ErrorKind::kUnsupported;
   error.remedy = fmt::format(
       "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it interrupted sleeps, "
-      "futex waits and polls end with EINTR",
+      "futex waits and polls begin their time anew",
       last_words(), last_words().empty() ? "" : "; ");
   return error;
 }
@@ -97,7 +100,24 @@ RestartBlock to_block(const godwit_restart_record& record, const Names& names) {
     // Of another kind these words are anything: no overflow, whatever they are.
     block.poll.end = Nanos(static_cast<int64_t>(record.poll_sec * 1'000'000'000 + record.poll_nsec));
   }
+  if (record.timer_at != 0)
+    block.timer = {Nanos(record.timer_at), record.timer_clock, Nanos(record.timer_expires)};
   return block;
+}
+
+/// The loaded programs. Notes are kept for as many threads as there are, with room for those to come.
+restart_block_bpf* load(pid_t pid) {
+  restart_block_bpf* program = restart_block_bpf::open();
+  if (program == nullptr) return nullptr;
+  std::error_code ignored;
+  const std::filesystem::directory_iterator tasks(fmt::format("/proc/{}/task", pid), ignored);
+  const auto threads = ignored ? 0 : std::distance(begin(tasks), end(tasks));
+  ::bpf_map__set_max_entries(program->maps.notes, static_cast<__u32>(1024 + 2 * threads));
+  const int failed = restart_block_bpf::load(program);
+  if (failed == 0) return program;
+  restart_block_bpf::destroy(program);
+  errno = -failed;
+  return nullptr;
 }
 
 }  // namespace
@@ -108,6 +128,7 @@ struct RestartReader::Loaded {
   std::unique_ptr<restart_block_bpf, void (*)(restart_block_bpf*)> program{nullptr,
                                                                            &restart_block_bpf::destroy};
   std::unique_ptr<bpf_link, int (*)(bpf_link*)> link{nullptr, &bpf_link__destroy};
+  std::unique_ptr<bpf_link, int (*)(bpf_link*)> notes{nullptr, &bpf_link__destroy};
   std::vector<godwit_restart_record> records;  // kept between reads for their room
 };
 
@@ -121,7 +142,7 @@ Result<RestartReader> RestartReader::create(pid_t pid) {
   ::libbpf_set_print(&hear);
   auto loaded = std::make_unique<Loaded>();
   loaded->pid = pid;
-  loaded->program.reset(restart_block_bpf::open_and_load());
+  loaded->program.reset(load(pid));
   if (!loaded->program) return unsupported("load a BPF iterator", pid, errno);
   // KERNEL: the iterator takes the number in the pid namespace of whoever makes the iteration, that is ours.
   bpf_iter_link_info info{};
@@ -133,7 +154,13 @@ Result<RestartReader> RestartReader::create(pid_t pid) {
   if (!loaded->link) return unsupported("attach a BPF iterator", pid, errno);
   loaded->names = read_names();
   RestartReader reader(std::move(loaded));
-  TRY(reader.read(std::span(&pid, 1)));  // the first iteration costs eight times the later ones
+  // The first iteration costs eight times the later ones; and it tells the other program whom to watch.
+  TRY(reader.read(std::span(&pid, 1)));
+  Loaded& all = *reader.loaded_;
+  all.notes.reset(::bpf_program__attach(all.program->progs.note_interrupted_sleep));
+  if (!all.notes)
+    log_debug("no timers of interrupted calls: {}",
+              unsupported("attach to hrtimer_cancel", pid, errno).message());
   return reader;
 }
 

@@ -1,7 +1,8 @@
-// Reads how a frozen thread's interrupted call would be restarted. Place in the pipeline: inside the freeze,
-// beside the registers: a thread whose call returned -ERESTART_RESTARTBLOCK (-516) is a relative sleep, futex
-// wait or poll, and the time that is left of it stands only in the kernel's task_struct; the destination
-// issues the call anew with that. Thread: one at a time.
+// Reads what a freeze interrupted, and when that would have ended. Place in the pipeline: made before the
+// first freeze, asked inside each, beside the registers. A thread whose call returned -ERESTART_RESTARTBLOCK
+// (-516) is a relative sleep, futex wait or poll: the time that is left of it stands only in the kernel's
+// task_struct. Calls that return -EINTR instead (epoll_wait) leave nothing behind, so a second program notes
+// the timer that such a thread gives up when the freeze wakes it. Thread: one at a time.
 //
 // Times are absolute, in this host's clocks *outside* of any time namespace: what is left is the time minus
 // the clock as a process of the initial time namespace reads it.
@@ -53,6 +54,13 @@ struct RestartBlock {
     std::optional<Nanos> end;  ///< CLOCK_MONOTONIC; nothing when it waits for ever
   };
 
+  /// The timer of the sleep out of which a tracer's interrupt drove the thread last.
+  struct Timer {
+    Nanos at{};  ///< when that was, CLOCK_MONOTONIC: older than the freeze means of an earlier one
+    clockid_t clock = 0;
+    Nanos expires{};
+  };
+
   pid_t tid = 0;
   RestartKind kind = RestartKind::kInvalid;
   uint64_t function = 0;  ///< kernel address that `kind` was named by
@@ -60,14 +68,15 @@ struct RestartBlock {
   Nanosleep nanosleep;
   FutexWait futex;
   Poll poll;
+  std::optional<Timer> timer;
 };
 
 class RestartReader {
  public:
-  /// Loads the program for the threads of `pid` (a number of this process's pid namespace) and learns the
-  /// kernel's names: a tenth of a second, so before the freeze. Errors: TargetGone; Unsupported with the
-  /// reason when BPF is not permitted or the kernel has no BTF; the caller can go on without and let such
-  /// calls return EINTR.
+  /// Loads the programs for the threads of `pid` (a number of this process's pid namespace), begins to note
+  /// their timers (only stops by a tracer are noted) and learns the kernel's names: a tenth of a second, so
+  /// before the freeze. Errors: TargetGone; Unsupported with the reason when BPF is not permitted or the
+  /// kernel has no BTF; the caller can go on without and let such calls begin anew.
   static Result<RestartReader> create(pid_t pid);
 
   /// One block for each of `tids`, in their order; all are threads of that process, stopped. Tens of

@@ -1,6 +1,7 @@
 /* What restart_block.bpf.c writes for each thread, and restart_reader reads: task_struct->restart_block as it
- * is. Both are built for the machine they run on, so this never leaves the host. The three kinds lie in one
- * union in the kernel: only the one that `fn` names means anything. */
+ * is, and the timer that the thread gave up last because a tracer stopped it. Both are built for the machine
+ * they run on, so this never leaves the host. The three kinds lie in one union in the kernel: only the one
+ * that `fn` names means anything. */
 #pragma once
 
 #include <linux/types.h>
@@ -24,5 +25,7 @@ struct godwit_restart_record {
   __u64 poll_sec; /* absolute, CLOCK_MONOTONIC */
   __u64 poll_nsec;
   __s32 poll_has_timeout;
-  __u32 unused2;
+  __s32 timer_clock;
+  __u64 timer_at;      /* CLOCK_MONOTONIC; 0: it gave up none */
+  __u64 timer_expires; /* absolute, nanoseconds of timer_clock */
 };

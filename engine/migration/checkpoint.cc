@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "engine/base/realtime.h"
+#include "engine/model/record_stream.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/inventory.h"
@@ -26,6 +27,37 @@ Status freeze(Precopy& precopy) {
   }
 }
 
+/// Bytes that a writer made, kept.
+class Collected final : public ByteSink {
+ public:
+  Status write(std::span<const std::byte> bytes) override {
+    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
+    return {};
+  }
+  Status flush() override { return {}; }
+  [[nodiscard]] const std::vector<std::byte>& bytes() const { return bytes_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+};
+
+/// The first bytes of an image. KERNEL: the offsets of a time namespace are set before a process enters it, so a reader
+/// needs them first; but they are known last, at the freeze, and the clocks must not go back behind it.
+Result<std::vector<std::byte>> image_head(const wire::StreamHeader& header, const wire::Inventory& inventory) {
+  Collected head;
+  wire::RecordWriter writer(head, header);
+  TRY(writer.start());
+  TRY(writer.write_message(wire::RecordType::kInventory, inventory));
+  return head.bytes();
+}
+
+Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header, const wire::Inventory& inventory,
+                    uint64_t size) {
+  const auto head = TRY(image_head(header, inventory));
+  if (head.size() != size) return fail(ErrorKind::kBug, "rewrite an image", "its inventory", "it has another size");
+  return sink.rewrite(0, head);
+}
+
 Status write_image(const CheckpointOptions& options, const tracee::Process& process, const state::Intent& intent,
                    Guardian& guardian, transport::FileSink& sink, Report& report) {
   TRY(judge(TRY(check_here(process, intent)), options.on_findings));
@@ -37,17 +69,20 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   auto inventory = TRY(take_inventory(process));
   TRY(add_clock_values(process, inventory));
   TRY(writer.write_message(wire::RecordType::kInventory, inventory));
+  const uint64_t head_size = sink.bytes_written();
 
   PrecopyOptions settings;
   settings.limits = options.limits;
   settings.progress = options.on_progress;
   settings.cancelled = options.cancelled;
+  settings.on_frozen = [&] { return add_clock_values(process, inventory); };
   auto precopy = TRY(Precopy::create(process, intent, {&writer}, std::move(settings), {}));
   guardian.touching();
   TRY(precopy->arm());
   TRY(precopy->describe());
   TRY(precopy->rounds());
   TRY(freeze(*precopy));
+  TRY(rewrite_head(sink, header, inventory, head_size));
   TRY(writer.finish());
   report = precopy->report();
   if (options.leave_running) {

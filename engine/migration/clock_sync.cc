@@ -8,13 +8,18 @@
 namespace godwit::migration {
 namespace {
 
-struct Offsets {
-  int64_t monotonic = 0, boottime = 0;  ///< nanoseconds against the kernel's own clocks
-};
+std::string boot_id() {
+  auto text = read_file("/proc/sys/kernel/random/boot_id");
+  return text.ok() ? std::string(trim(*text)) : std::string();
+}
+
+constexpr int kPings = 5;
+
+}  // namespace
 
 /// /proc/PID/timens_offsets: "monotonic  SECONDS NANOSECONDS", the same for boottime.
-Offsets namespace_offsets(const std::string& path) {
-  Offsets offsets;
+ClockOffsets clock_offsets(const std::string& path) {
+  ClockOffsets offsets;
   auto text = read_file(path);
   if (!text.ok()) return offsets;
   const auto parse = [&](std::string_view key) -> int64_t {
@@ -30,18 +35,9 @@ Offsets namespace_offsets(const std::string& path) {
   return offsets;
 }
 
-std::string boot_id() {
-  auto text = read_file("/proc/sys/kernel/random/boot_id");
-  return text.ok() ? std::string(trim(*text)) : std::string();
-}
-
-constexpr int kPings = 5;
-
-}  // namespace
-
 wire::Clock answer_clock(const wire::Clock& ping) {
   wire::Clock pong = ping;
-  const Offsets own = namespace_offsets("/proc/self/timens_offsets");
+  const ClockOffsets own = clock_offsets("/proc/self/timens_offsets");
   pong.set_boot_id(boot_id());
   pong.set_monotonic_namespace_offset(own.monotonic);
   pong.set_boottime_namespace_offset(own.boottime);
@@ -52,8 +48,8 @@ wire::Clock answer_clock(const wire::Clock& ping) {
 }
 
 Status add_clock_offsets(Link& link, const tracee::Process& process, wire::Inventory& inventory) {
-  const Offsets target = namespace_offsets(process.path("timens_offsets"));
-  const Offsets own = namespace_offsets("/proc/self/timens_offsets");
+  const ClockOffsets target = clock_offsets(process.path("timens_offsets"));
+  const ClockOffsets own = clock_offsets("/proc/self/timens_offsets");
   Nanos best = Nanos::max();
   for (int i = 0; i < kPings; ++i) {
     wire::Clock ping;
@@ -81,8 +77,8 @@ Status add_clock_offsets(Link& link, const tracee::Process& process, wire::Inven
 }
 
 Status add_clock_values(const tracee::Process& process, wire::Inventory& inventory) {
-  const Offsets target = namespace_offsets(process.path("timens_offsets"));
-  const Offsets own = namespace_offsets("/proc/self/timens_offsets");
+  const ClockOffsets target = clock_offsets(process.path("timens_offsets"));
+  const ClockOffsets own = clock_offsets("/proc/self/timens_offsets");
   inventory.set_monotonic_offset(monotonic_now().count() - own.monotonic + target.monotonic);
   inventory.set_boottime_offset(read_clock(CLOCK_BOOTTIME).count() - own.boottime + target.boottime);
   return {};

@@ -7,6 +7,13 @@
 
 namespace godwit::migration {
 
+/// What a time namespace adds to the kernel's own clocks, in nanoseconds.
+struct ClockOffsets {
+  int64_t monotonic = 0, boottime = 0;
+};
+/// From /proc/PID/timens_offsets; none where there are no time namespaces.
+ClockOffsets clock_offsets(const std::string& path);
+
 /// Pings the peer and fills in the inventory's offsets. Two engines on one kernel share their clocks exactly;
 /// else the offset errs by at most one round trip, and always so that the clock never goes back.
 Status add_clock_offsets(Link& link, const tracee::Process& process, wire::Inventory& inventory);

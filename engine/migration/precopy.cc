@@ -58,8 +58,11 @@ Precopy::~Precopy() {
 /// target's own number is closed. The process stands still for some 100 us.
 Status Precopy::arm() {
   TRY(fault_point("arm"));
+  interrupted_.emplace(InterruptedCalls::create(process_));
+  report_.restarts_anew = interrupted_->blind();
+  const Nanos begin = monotonic_now();
   auto frozen = TRY(tracee::Frozen::freeze(process_));
-  remember_sleeps(frozen);
+  TRY(interrupted_->look(frozen, begin));
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;
   const size_t made = make.call(
@@ -83,15 +86,6 @@ Status Precopy::arm() {
   sender_ = std::make_unique<MemorySender>(*memory_, *tracker_, std::move(lanes),
                                            [count](RemoteAddr at) { return lane_of(at, count); });
   return {};
-}
-
-void Precopy::remember_sleeps(const tracee::Frozen& frozen) {
-  constexpr auto kRestartBlock = static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
-  for (const tracee::FrozenThread& thread : frozen.threads()) {
-    const user_regs_struct& regs = thread.original;
-    if (regs.rax == kRestartBlock && regs.orig_rax != SYS_restart_syscall)
-      sleeps_[thread.tid] = {regs.orig_rax, regs.rip, regs.rsp};
-  }
 }
 
 void Precopy::disarm() {
@@ -141,10 +135,11 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
 /// program's next mremap of it would fail.
 Status Precopy::track() {
   if (!sender_->has_untracked()) return {};
+  const Nanos begin = monotonic_now();
   auto still = tracee::Frozen::freeze(process_);
   if (!still.ok() && still.error().kind == ErrorKind::kRetry) return {};  // in the next round
   if (!still.ok()) return still.take_error();
-  remember_sleeps(*still);
+  TRY(interrupted_->look(*still, begin));
   TRY(sender_->track(TRY(process_.layout())));
   return still->finish();
 }
@@ -248,6 +243,7 @@ Status Precopy::freeze() {
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
   TRY(fault_point("frozen"));
+  TRY(interrupted_->look(*frozen_, frozen_at_));
   if (options_.on_frozen) TRY(options_.on_frozen());
   std::vector<wire::RoomState> states;
   TRY(capture(states));
@@ -270,8 +266,7 @@ Status Precopy::capture(std::vector<wire::RoomState>& states) {
                                           .files = TRY(state::read_open_files(process_)),
                                           .frozen = &*frozen_,
                                           .runner = injector.get()});
-  remember_sleeps(*frozen_);
-  captured_->sleeps = sleeps_;
+  captured_->interrupted = interrupted_->calls();
   TRY(state::capture_all(*captured_, [&](const wire::RoomState& message) -> Status {
     states.push_back(message);
     return {};

@@ -17,6 +17,7 @@
 #include <optional>
 
 #include "engine/migration/convergence.h"
+#include "engine/migration/interrupted_calls.h"
 #include "engine/migration/memory_sender.h"
 #include "engine/migration/object_sender.h"
 #include "engine/migration/report.h"
@@ -79,7 +80,6 @@ class Precopy {
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
-  void remember_sleeps(const tracee::Frozen& frozen);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files);
@@ -103,7 +103,7 @@ class Precopy {
   Layout layout_;  ///< as last sent, detailed
   std::optional<tracee::Frozen> frozen_;
   std::optional<state::CaptureContext> captured_;
-  std::map<pid_t, state::Sleep> sleeps_;  ///< relative sleeps that a freeze of ours interrupted
+  std::optional<InterruptedCalls> interrupted_;
   Nanos started_{}, collected_at_{}, frozen_at_{};
   uint32_t next_round_ = 0;
   Report report_;

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "engine/base/clock.h"
@@ -35,6 +36,9 @@ struct Report {
   uint64_t object_pages = 0;
   uint64_t raw_bytes = 0;
   uint64_t wire_bytes = 0;
+  /// Not empty: why relative sleeps and other waits began their time anew instead of going on for what was
+  /// left.
+  std::string restarts_anew;
   uint32_t bad_instants = 0;  ///< freezes undone because something could not be captured at that moment
 };
 

@@ -19,6 +19,7 @@
 #include "engine/tracee/memory.h"
 #include "engine/tracee/process.h"
 #include "engine/tracee/shell.h"
+#include "engine/wire/rooms_process.pb.h"
 #include "engine/wire/state.pb.h"
 
 namespace godwit::state {
@@ -40,9 +41,12 @@ struct CheckContext {
 
 class UnixDiag;
 
-/// A sleep that an earlier freeze interrupted: the kernel goes on with it in restart_syscall(), which hides its number.
-struct Sleep {
-  unsigned long long call = 0, rip = 0, rsp = 0;
+/// What the registers do not tell of a call that the freeze interrupted.
+struct InterruptedCall {
+  /// Its number: the kernel goes on with an interrupted sleep in restart_syscall(), which hides it. -1: not
+  /// known.
+  long number = -1;
+  std::optional<wire::TimedWait> wait;  ///< if it ends by itself, and the kernel could be asked when
 };
 
 struct CaptureContext {
@@ -57,9 +61,7 @@ struct CaptureContext {
   /// reverse.
   std::vector<std::function<void()>> undo;
   std::shared_ptr<UnixDiag> unix_diag;  ///< opened by the first unix socket
-
-
-  std::map<pid_t, Sleep> sleeps;  ///< by thread, from freezes before this one
+  std::map<pid_t, InterruptedCall> interrupted;  ///< by thread
 
   [[nodiscard]] pid_t pid() const { return process.pid(); }
 };
@@ -76,6 +78,12 @@ constexpr uint64_t object_key(uint64_t device, uint64_t inode) {
   return device << 40 ^ inode;
 }
 
+/// What the clocks of the process show more than this engine's; never less than the truth minus some
+/// microseconds.
+struct ClockLead {
+  Nanos monotonic{}, boottime{};
+};
+
 struct BuildContext {
   tracee::Shell& shell;
   pid_t pid = 0;  ///< inner pid of the process
@@ -89,6 +97,7 @@ struct BuildContext {
   /// both ends of pipes and socket pairs, of which those descriptions are made.
   std::map<std::string, int> prepared;
   std::map<std::string, int> anchors;
+  std::optional<ClockLead> clock_lead;  ///< asked for by the first thread that needs it
   /// Run on the shell's thread once COMMIT is here, right before the process runs (TCP_REPAIR off, ...).
   std::vector<std::function<Status()>> at_resume;
 

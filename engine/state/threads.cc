@@ -15,7 +15,7 @@
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/state/process_rooms.h"
-#include "engine/tracee/restart.h"
+#include "engine/state/timed_wait.h"
 #include "engine/wire/rooms_process.pb.h"
 
 namespace godwit::state {
@@ -97,26 +97,13 @@ Status capture_own_view(CaptureContext& context, wire::ThreadState& state, pid_t
   return {};
 }
 
-/// A call that only this kernel remembers how to restart (a relative sleep, a futex wait with a timeout) is made again
-/// from its arguments; all others are restarted by whichever kernel gets the registers.
-user_regs_struct portable(const CaptureContext& context, const tracee::FrozenThread& thread) {
-  constexpr auto kRestartBlock = static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
-  user_regs_struct general = thread.original;
-  const auto slept = context.sleeps.find(thread.tid);
-  const bool hidden = general.orig_rax == SYS_restart_syscall && slept != context.sleeps.end() &&
-                      slept->second.rip == general.rip && slept->second.rsp == general.rsp;
-  if (hidden) general.orig_rax = slept->second.call;
-  const bool remembered = general.rax == kRestartBlock || general.orig_rax == SYS_restart_syscall;
-  return remembered ? tracee::restarted(context.memory, general) : general;
-}
-
 Status capture_thread(CaptureContext& context, const tracee::FrozenThread& thread, wire::ThreadState& state) {
   state.set_tid(TRY(inner_tid(context.process, thread.tid)));
   state.set_name(
       std::string(trim(TRY(read_file(context.process.path(fmt::format("task/{}/comm", thread.tid)))))));
   const tracee::Registers registers = TRY(tracee::read_registers(thread.tid));
   // The fixed-up ones of the freeze, not those that an injection may have left.
-  state.set_general(bytes_of(portable(context, thread)));
+  state.set_general(bytes_of(capture_wait(context, thread, state)));
   state.set_xstate(registers.xstate.data(), registers.xstate.size());
   state.set_signal_mask(thread.signal_mask);
   TRY(capture_kernel_view(state, thread.tid));
@@ -200,6 +187,7 @@ Status finish_thread(BuildContext& context, const wire::ThreadState& state) {
   registers.general = TRY(value_of<user_regs_struct>(kName, state.general()));
   const auto xstate = std::as_bytes(std::span(state.xstate()));
   registers.xstate.assign(xstate.begin(), xstate.end());
+  TRY(take_up_wait(context, state, registers.general));
   TRY(context.shell.set_registers(state.tid(), registers));
   return context.shell.set_signal_mask(state.tid(), state.signal_mask());
 }

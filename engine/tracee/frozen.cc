@@ -238,6 +238,15 @@ Status Frozen::settle(pid_t tid, int signal) {
   return read_and_fix(*process_, *thread);
 }
 
+Status Frozen::set_original(pid_t tid, const user_regs_struct& general) {
+  FrozenThread* thread = find_mutable(tid);
+  if (thread == nullptr)
+    return fail(ErrorKind::kBug, "set the registers of a thread", fmt::format("thread {}", tid));
+  TRY(write_general(tid, general));
+  thread->original = general;
+  return {};
+}
+
 Status Frozen::make_stop_permanent() {
   // In a process that was stopped before, the stop is permanent already.
   if (stop_queued_ || leader().group_stopped) return {};

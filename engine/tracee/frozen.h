@@ -56,6 +56,9 @@ class Frozen {
   /// Errors: TargetGone when it was killed meanwhile.
   Status finish();
 
+  /// What the thread goes on with instead of `original`: its own call with another timeout.
+  Status set_original(pid_t tid, const user_regs_struct& general);
+
   /// Makes the stop outlive this engine: queues SIGSTOP, which the threads take before they run another
   /// instruction. Between this and undo_stop() nothing may run in the process (no injection).
   Status make_stop_permanent();

@@ -92,6 +92,10 @@ Status Shell::run(pid_t tid, Batch& batch) {
   return state_->run(*TRY(state_->task(tid)), batch);
 }
 
+Result<int64_t> Shell::interrupt_inside(pid_t tid, Batch& batch) {
+  return state_->interrupt_inside(*TRY(state_->task(tid)), batch);
+}
+
 Status Shell::create_thread(pid_t tid) {
   State& s = *state_;
   ShellTask& leader = *TRY(s.task(inner_pid()));
@@ -126,7 +130,7 @@ Status Shell::end_thread(pid_t tid) {
   Batch last;
   last.call(SYS_exit, {0}, "exit");
   s.scratch.put_calls(last, 0, 1);
-  TRY(s.begin(task, 1));
+  TRY(s.begin(task, 1, PTRACE_CONT));
   while (!task.ended) {
     const int status = TRY(s.wait_status(task));
     if (WIFSIGNALED(status))

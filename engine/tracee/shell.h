@@ -63,6 +63,13 @@ class Shell : public BatchRunner {
   /// kMaxBatchData.
   Status run(pid_t tid, Batch& batch) override;
 
+  /// Has the thread make the one call of `batch` with an interrupt already pending, and stop when the call
+  /// gives up for it: -516 (ERESTART_RESTARTBLOCK) means that this kernel now remembers how to go on with the
+  /// call, and does so at the release if the registers set are those of the interrupted thread, -516 in rax.
+  /// Any other result is final. Calls that run on the thread afterwards leave that memory alone, unless they
+  /// sleep themselves.
+  Result<int64_t> interrupt_inside(pid_t tid, Batch& batch);
+
   /// The scratch must not stand where the process will have memory: moves it into the largest hole of
   /// `layout` when it is there or near (stacks grow). Call before mapping.
   Status keep_clear_of(const Layout& layout);
@@ -71,7 +78,7 @@ class Shell : public BatchRunner {
   /// What a thread (inner tid) begins to run with, orig_rax and -ERESTART values of rax included: the kernel
   /// restarts an interrupted system call at the release as it would after a stop. Refused at once if the
   /// kernel refuses the values. -516 (ERESTART_RESTARTBLOCK) restarts through a block that a new thread
-  /// lacks, and gives EINTR: the caller must rewrite it.
+  /// lacks, and gives EINTR, unless interrupt_inside() has made one.
   Status set_registers(pid_t tid, const Registers& registers);
   Status set_signal_mask(pid_t tid, uint64_t mask);
 

@@ -47,10 +47,8 @@ Status Shell::State::unmap_scratch(RemoteAddr syscall_insn) {
   TRY(write_general(task.outer, regs));
   task.in_place = false;
   task.parked = false;
-  for (;;) {
-    TRY(resume(task, PTRACE_SYSCALL));
-    if (const int status = TRY(wait_stop(task)); WSTOPSIG(status) == (SIGTRAP | 0x80)) break;
-  }
+  TRY(resume(task, PTRACE_SYSCALL));
+  TRY(run_to_call(task));
   TRY(park(task));
   const user_regs_struct after = TRY(read_general(task.outer));
   if (after.rax != 0)

@@ -77,7 +77,8 @@ Status Shell::State::wait_batch(ShellTask& task) {
   }
 }
 
-Status Shell::State::begin(ShellTask& task, size_t count) {
+/// `request`: how the thread is let go.
+Status Shell::State::begin(ShellTask& task, size_t count, int request) {
   user_regs_struct regs = base;
   regs.rip = scratch.stub().value();
   regs.rsp = scratch.stack_top().value();
@@ -89,7 +90,7 @@ Status Shell::State::begin(ShellTask& task, size_t count) {
   TRY(write_general(task.outer, regs));
   task.in_place = false;
   task.parked = false;
-  return resume(task, PTRACE_CONT);
+  return resume(task, request);
 }
 
 Status Shell::State::run(ShellTask& task, Batch& batch) {
@@ -101,12 +102,32 @@ Status Shell::State::run(ShellTask& task, Batch& batch) {
   for (size_t first = 0; first < calls.size(); first += ShellScratch::kCallsPerRound) {
     const size_t count = std::min(calls.size() - first, ShellScratch::kCallsPerRound);
     scratch.put_calls(batch, first, count);
-    TRY(begin(task, count));
+    TRY(begin(task, count, PTRACE_CONT));
     TRY(wait_batch(task));
     scratch.take_results(batch, first, count);
   }
   scratch.take_data(batch);
   return first_failure(calls, name(task));
+}
+
+/// From PTRACE_SYSCALL to the entry of the next system call.
+Status Shell::State::run_to_call(ShellTask& task) {
+  while (WSTOPSIG(TRY(wait_stop(task))) != (SIGTRAP | 0x80)) TRY(resume(task, PTRACE_SYSCALL));
+  return {};
+}
+
+/// KERNEL: every sleep looks for pending work once it has set itself up, and gives up at once; the interrupt
+/// that park() asks for at the entry of the call is such work. It leaves the thread behind the call, with the
+/// result in rax.
+Result<int64_t> Shell::State::interrupt_inside(ShellTask& task, Batch& batch) {
+  if (batch.calls().size() != 1 || batch.data().size() > ShellScratch::kMaxData)
+    return fail(ErrorKind::kBug, "interrupt a call", name(task), "not one call");
+  scratch.put_data(batch);
+  scratch.put_calls(batch, 0, 1);
+  TRY(begin(task, 1, PTRACE_SYSCALL));
+  TRY(run_to_call(task));
+  TRY(park(task));
+  return static_cast<int64_t>(TRY(read_general(task.outer)).rax);
 }
 
 /// Whoever uses a thread begins here.

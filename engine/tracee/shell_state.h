@@ -43,11 +43,13 @@ struct Shell::State {
 
   // shell_run.cc
   Status run(ShellTask& task, Batch& batch);
-  Status begin(ShellTask& task, size_t count);
+  Result<int64_t> interrupt_inside(ShellTask& task, Batch& batch);
+  Status begin(ShellTask& task, size_t count, int request);
   Status wait_batch(ShellTask& task);
   Result<int> wait_status(ShellTask& task);
   Result<int> wait_stop(ShellTask& task);
   Status resume(const ShellTask& task, int request);
+  Status run_to_call(ShellTask& task);
   Status park(ShellTask& task);
   Status settle(ShellTask& task);
 

@@ -80,6 +80,20 @@ Status FileSink::write_out(std::span<const std::byte> bytes) {
   return {};
 }
 
+Status FileSink::rewrite(uint64_t position, std::span<const std::byte> bytes) {
+  TRY(flush());
+  if (position > written_ || bytes.size() > written_ - position)
+    return fail(ErrorKind::kBug, "rewrite", partial_, "it is not that long");
+  while (!bytes.empty()) {
+    const ssize_t n = ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(position));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return fail_errno("write", partial_);
+    bytes = bytes.subspan(static_cast<size_t>(n));
+    position += static_cast<uint64_t>(n);
+  }
+  return {};
+}
+
 Status FileSink::finish() {
   TRY(flush());
   // ORDER: contents before the name, else a power cut can leave a whole name on half an image.

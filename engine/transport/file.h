@@ -22,6 +22,9 @@ class FileSink final : public ByteSink {
 
   Status write(std::span<const std::byte> bytes) override;
   Status flush() override;  ///< in the file, not yet safe from a power cut
+  /// Other bytes in place of those that begin at `position`, all of which were written before. Errors:
+  /// System, Bug.
+  Status rewrite(uint64_t position, std::span<const std::byte> bytes);
   /// Flush, sync, rename, sync the directory. Nothing may be written afterwards. Errors: System.
   Status finish();
 

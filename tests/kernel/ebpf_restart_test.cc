@@ -3,7 +3,10 @@
 #include <gtest/gtest.h>
 #include <linux/futex.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
@@ -20,6 +23,7 @@
 #include "ebpf/restart_reader.h"
 #include "engine/base/clock.h"
 #include "engine/base/fd.h"
+#include "engine/base/files.h"
 #include "engine/base/units.h"
 
 namespace godwit::ebpf {
@@ -28,9 +32,10 @@ namespace {
 constexpr long kRestartBlock = -516;  // ERESTART_RESTARTBLOCK, linux/errno.h
 constexpr std::chrono::seconds kLong(1000);
 
-enum Sleeper { kNanosleep, kBootSleep, kFutex, kPoll, kPollForEver, kRead, kSleepers };
+enum Sleeper { kNanosleep, kBootSleep, kFutex, kPoll, kPollForEver, kRead, kEpoll, kEpollForEver, kSleepers };
 constexpr std::array<long, kSleepers> kCalls{
-    SYS_nanosleep, SYS_clock_nanosleep, SYS_futex, SYS_poll, SYS_poll, SYS_read};
+    SYS_nanosleep, SYS_clock_nanosleep, SYS_futex,     SYS_poll, SYS_poll,
+    SYS_read,      SYS_epoll_wait,      SYS_epoll_wait};
 
 struct Shared {
   std::array<std::atomic<pid_t>, kSleepers> tids;
@@ -42,6 +47,8 @@ struct Shared {
   timespec longish{kLong.count(), 0}, rest{};
   uint32_t word = 42;
   pollfd fds{never, POLLIN, 0};
+  epoll_event event{};
+  const int epoll = ::epoll_create1(0);
   if (which == kNanosleep) shared.rmtp = reinterpret_cast<uint64_t>(&rest);
   if (which == kFutex) shared.futex = reinterpret_cast<uint64_t>(&word);
   if (which == kPoll) shared.fds = reinterpret_cast<uint64_t>(&fds);
@@ -63,6 +70,12 @@ struct Shared {
         break;
       case kPollForEver:
         ::syscall(SYS_poll, &fds, 1, -1);
+        break;
+      case kEpoll:
+        ::epoll_wait(epoll, &event, 1, 1000 * kLong.count());
+        break;
+      case kEpollForEver:
+        ::epoll_wait(epoll, &event, 1, -1);
         break;
       default:
         (void)!::read(never, &byte, 1);
@@ -97,8 +110,18 @@ bool stopped(pid_t tid, int& status) {
   return ::waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status);
 }
 
-/// Freezes `tid` inside `call`: runs it to the entry of that call (or of its restart), then interrupts it in
-/// there.
+/// Asleep, as /proc shows it.
+bool await_sleep(pid_t tid) {
+  for (;;) {
+    auto status = read_file(fmt::format("/proc/{}/status", tid));
+    if (!status.ok()) return false;
+    if (field(*status, "State:").value_or("?").starts_with('S')) return true;
+    ::sched_yield();
+  }
+}
+
+/// Freezes `tid` inside `call`: runs it to the entry of that call (or of its restart), then interrupts it
+/// once it sleeps in there.
 bool freeze_inside(pid_t tid, long call, long* result) {
   int status = 0;
   user_regs_struct regs{};
@@ -109,7 +132,7 @@ bool freeze_inside(pid_t tid, long call, long* result) {
     if (::ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return false;
   } while (!(WSTOPSIG(status) == (SIGTRAP | 0x80) && static_cast<long>(regs.rax) == -ENOSYS &&
              (static_cast<long>(regs.orig_rax) == call || regs.orig_rax == SYS_restart_syscall)));
-  if (::ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0) return false;
+  if (::ptrace(PTRACE_CONT, tid, nullptr, nullptr) != 0 || !await_sleep(tid)) return false;
   if (::ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr) != 0 || !stopped(tid, status)) return false;
   if (::ptrace(PTRACE_GETREGS, tid, nullptr, &regs) != 0) return false;
   *result = static_cast<long>(regs.rax);
@@ -123,6 +146,19 @@ bool plausible(Nanos end, clockid_t clock) {
 
 #define EXPECT_THAT_ELSE_RETURN(condition) \
   if (!(condition)) return std::string("not so: " #condition)
+
+/// Whoever slept with a timeout gave up a timer, and when; whoever did not, none.
+std::string check_timers(const std::vector<RestartBlock>& blocks, Nanos frozen_at) {
+  for (size_t i = 0; i < kSleepers; i++) {
+    const bool timed = i != kPollForEver && i != kRead && i != kEpollForEver;
+    if (blocks[i].timer.has_value() != timed) return fmt::format("sleeper {}: timer {}", i, !timed);
+    if (!timed) continue;
+    EXPECT_THAT_ELSE_RETURN(blocks[i].timer->clock == (i == kBootSleep ? CLOCK_BOOTTIME : CLOCK_MONOTONIC));
+    EXPECT_THAT_ELSE_RETURN(plausible(blocks[i].timer->expires, blocks[i].timer->clock));
+    EXPECT_THAT_ELSE_RETURN(blocks[i].timer->at >= frozen_at && blocks[i].timer->at <= monotonic_now());
+  }
+  return {};
+}
 
 std::string check_blocks(const std::vector<RestartBlock>& blocks, const Shared& shared) {
   const auto is = [](const RestartBlock& block, RestartKind kind) {
@@ -172,11 +208,12 @@ std::string scenario() {
   fmt::print(stderr, "loading took {} us\n", to_micros(monotonic_now() - start));
   if (!reader.ok()) return "skip: " + reader.error().message();
   std::vector<pid_t> tids;
+  const auto frozen_at = monotonic_now();
   for (int i = 0; i < kSleepers; i++) {
     long result = 0;
     tids.push_back(shared->tids[static_cast<size_t>(i)]);
     if (!freeze_inside(tids.back(), kCalls[static_cast<size_t>(i)], &result)) return "cannot freeze";
-    if (i != kRead && result != kRestartBlock) return fmt::format("sleeper {} returned {}", i, result);
+    if (i < kRead && result != kRestartBlock) return fmt::format("sleeper {} returned {}", i, result);
   }
   const auto before = monotonic_now();
   auto blocks = reader->read(tids);
@@ -185,7 +222,8 @@ std::string scenario() {
   const pid_t stranger = 4194000;
   const auto gone = reader->read(std::span(&stranger, 1));
   if (gone.ok() || gone.error().kind != ErrorKind::kTargetGone) return "a stranger was found";
-  return check_blocks(*blocks, *shared);
+  const std::string wrong = check_timers(*blocks, frozen_at);
+  return wrong.empty() ? check_blocks(*blocks, *shared) : wrong;
 }
 
 TEST(RestartReader, TellsWhatIsLeftOfEachInterruptedCall) {
@@ -200,10 +238,13 @@ TEST(RestartReader, CountsInThePidNamespaceOfItsReader) {
   // The namespace is entered by a child's child, which is pid 1 there and knows only its numbers.
   const pid_t outside = ::fork();
   if (outside == 0) {
-    if (::unshare(CLONE_NEWPID) != 0) ::_exit(2);
+    if (::unshare(CLONE_NEWPID | CLONE_NEWNS) != 0) ::_exit(2);
     const pid_t inside = ::fork();
     if (inside == 0) {
-      const std::string wrong = ::getpid() == 1 ? scenario() : "not pid 1";
+      const bool own_proc = ::mount("none", "/", nullptr, MS_REC | MS_PRIVATE, nullptr) == 0 &&
+                            ::mount("proc", "/proc", "proc", 0, nullptr) == 0;
+      const std::string wrong =
+          ::getpid() == 1 && own_proc ? scenario() : "not pid 1 with a /proc of its own";
       (void)!::write(answer[1], wrong.data(), wrong.size());
       ::_exit(0);
     }

@@ -145,6 +145,21 @@ class Workshop {
         },
         mask);
   }
+  /// The thread is interrupted in the call of `batch`; after the release it goes on and reports the result to
+  /// `to`.
+  Status set_interrupted(pid_t tid, Batch& batch, int to, int64_t& result) {
+    TRY(thread_->call([&]() -> Status {
+      result = TRY(shell_->interrupt_inside(tid, batch));
+      return {};
+    }));
+    return set(tid, [&](Registers& r) {
+      r.general.rip = address_of(test_after_read);
+      r.general.rax = static_cast<uint64_t>(result);
+      r.general.orig_rax = SYS_restart_syscall;
+      r.general.r12 = static_cast<uint64_t>(to);
+      r.general.r13 = kDataAt;
+    });
+  }
   Status create_thread(pid_t tid) {
     return thread_->call([&] { return shell_->create_thread(tid); });
   }

@@ -135,6 +135,55 @@ TEST_F(ShellTest, RestartsAnInterruptedReadInEveryThread) {
   EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
 }
 
+class InterruptedCallTest : public ShellTest, public testing::WithParamInterface<long> {};
+
+TEST_P(InterruptedCallTest, GoesOnForWhatIsLeft) {
+  constexpr Nanos kTime = std::chrono::milliseconds(30);
+  const long nr = GetParam();
+  Pipe reports;
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  ASSERT_EQ(text(give(reports.write, 5)), "");
+  Batch batch;
+  const DataRef time = batch.put_value(to_timespec(kTime));
+  if (nr == SYS_clock_nanosleep) batch.call(nr, {CLOCK_MONOTONIC, 0, time, kDataAt + 512}, "sleep");
+  if (nr == SYS_futex) batch.call(nr, {kDataAt + 64, 0, 0, time, 0, 0}, "futex(FUTEX_WAIT)");
+  if (nr == SYS_poll) batch.call(nr, {0, 0, kTime / std::chrono::milliseconds(1)}, "poll");
+  const Nanos begin = monotonic_now();
+  int64_t interrupted = 0;
+  ASSERT_EQ(text(set_interrupted(kPid, batch, 5, interrupted)), "");
+  EXPECT_EQ(interrupted, -516);
+  Batch later;  // on the same thread: the wait is not forgotten
+  later.call(SYS_getpid, {}, "getpid");
+  ASSERT_EQ(text(run(later)), "");
+  ASSERT_EQ(text(release()), "");
+  int64_t result = -1;
+  EXPECT_EQ(::read(reports.read.get(), &result, sizeof result), ssize_t{sizeof result});
+  EXPECT_EQ(result, nr == SYS_futex ? -ETIMEDOUT : 0);
+  EXPECT_GE(monotonic_now() - begin, kTime);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
+INSTANTIATE_TEST_SUITE_P(Calls, InterruptedCallTest,
+                         testing::Values(SYS_clock_nanosleep, SYS_futex, SYS_poll));
+
+TEST_F(ShellTest, TellsWhatAnInterruptedCallEndedWith) {
+  Pipe reports;
+  ASSERT_EQ(text(spawn(kPid)), "");
+  ASSERT_EQ(text(map_code()), "");
+  ASSERT_EQ(text(give(reports.write, 5)), "");
+  Batch batch;
+  const DataRef time = batch.put_value(timespec{1000, 0});
+  batch.call(SYS_futex, {kDataAt + 64, 0, 42, time, 0, 0}, "futex(FUTEX_WAIT) for a word that is not 42");
+  int64_t result = 0;
+  ASSERT_EQ(text(set_interrupted(kPid, batch, 5, result)), "");
+  EXPECT_EQ(result, -EAGAIN);
+  ASSERT_EQ(text(release()), "");
+  EXPECT_EQ(::read(reports.read.get(), &result, sizeof result), ssize_t{sizeof result});
+  EXPECT_EQ(result, -EAGAIN);
+  EXPECT_THAT(ends(), testing::ElementsAre(3 << 8));
+}
+
 TEST_F(ShellTest, KeepsDispositionsAndPendingSignals) {
   ASSERT_EQ(text(spawn(kPid)), "");
   ASSERT_EQ(text(map_code()), "");
@@ -325,6 +374,16 @@ TEST_F(ShellTest, Costs) {
   timed("create_thread", kThreads, [&] {
     return thread_->call([&]() -> Status {
       for (int i = 1; i <= kThreads; ++i) TRY(shell_->create_thread(kPid + i));
+      return {};
+    });
+  });
+  timed("interrupt_inside", kThreads, [&] {
+    return thread_->call([&]() -> Status {
+      for (int i = 1; i <= kThreads; ++i) {
+        Batch batch;
+        batch.call(SYS_clock_nanosleep, {CLOCK_MONOTONIC, 0, batch.put_value(timespec{1000, 0}), 0}, "sleep");
+        TRY(shell_->interrupt_inside(kPid + i, batch));
+      }
       return {};
     });
   });
