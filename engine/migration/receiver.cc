@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "engine/base/kernel_features.h"
 #include "engine/base/log.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
@@ -22,6 +23,9 @@ constexpr size_t kMaxGuests = 64;  ///< connections at once
 }  // namespace
 
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
+  // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is killed; the
+  // next one could not listen.
+  (void)kernel_features();
   auto listener = TRY(transport::Listener::create(options.listen));
   TRY(require_secure(listener.local(), options.insecure));
   std::unique_ptr<Receiver> made(new Receiver(std::move(options), std::move(listener)));
