@@ -11,8 +11,6 @@ namespace godwit::migration {
 namespace {
 
 constexpr Nanos kGreetingTimeout = std::chrono::seconds(10);
-/// The peer acknowledges nothing for this long: the link is cut.
-constexpr Nanos kDeadAfter = std::chrono::seconds(10);
 
 std::string host_of(const transport::Endpoint& endpoint) {
   std::string text = endpoint.text();
@@ -53,14 +51,14 @@ Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
   }
   link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
   link->channels_->set_bandwidth(options.bandwidth);
-  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i));
+  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i, options));
   return link;
 }
 
-Status Link::greet(size_t index) {
+Status Link::greet(size_t index, const LinkOptions& options) {
   transport::Channel& channel = channels_->at(index);
   TRY(channel.set_read_timeout(kGreetingTimeout));
-  TRY(channel.set_dead_after(kDeadAfter));
+  TRY(channel.set_dead_after(options.dead_after));
   wire::StreamHeader header;
   header.channel = static_cast<uint16_t>(index);
   header.channels = static_cast<uint16_t>(channels_->size());

@@ -77,7 +77,7 @@ class Migration {
     inventory.set_addresses_move(!options_.move_addresses.empty());
     for (const std::string& address : options_.move_addresses) inventory.add_moved_addresses(address);
     TRY(judge(TRY(ask_findings(*link_, inventory))));
-    TRY(link_->set_read_timeout(std::chrono::seconds(60)));
+    TRY(link_->set_read_timeout(options_.link.answer_timeout()));
     return make_precopy();
   }
 
@@ -226,7 +226,7 @@ class Migration {
   }
 
   void ask_peer() {
-    const Nanos until = monotonic_now() + options_.verdict_patience;
+    const Nanos until = monotonic_now() + options_.link.verdict_patience();
     while (monotonic_now() < until) {
       const auto verdict = ask_verdict(options_.link, link_->session());
       if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {

@@ -222,7 +222,7 @@ Status ReceiveSession::prepare(transport::Channel& channel, wire::RecordWriter& 
   prepared.set_pages_installed(rebuild_.pages_installed());
   TRY(writer.write_message(RecordType::kPrepared, prepared));
   TRY(writer.flush());
-  return channel.set_read_timeout(options_.commit_patience);
+  return channel.set_read_timeout(options_.commit_patience());
 }
 
 /// Rule 3: without COMMIT in time, the prepared process goes.

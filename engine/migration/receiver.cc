@@ -105,7 +105,7 @@ Status Receiver::handle(std::unique_ptr<transport::Channel> channel) {
     return fail(ErrorKind::kCorrupt, "greet a source engine", channel->peer_name(),
                 "it does not speak as a source");
   TRY(channel->set_read_timeout(kSilence));
-  TRY(channel->set_dead_after(std::chrono::seconds(10)));
+  TRY(channel->set_dead_after(options_.dead_after));
   if (header.value().channel == 0) return run_session(std::move(channel), std::move(reader));
   const auto session = find(header.value().session);
   if (!session)

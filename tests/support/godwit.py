@@ -302,11 +302,12 @@ def state_of(outer):
 
 
 def await_empty(host, but=(), timeout=PATIENCE):
-    """Until nothing but `but` (pids) runs on a host."""
+    """Until nothing but `but` (pids) runs on a host. A dead one that is not reaped yet still has its pid: it counts, unless
+    an engine that may stay will reap it."""
     end = time.monotonic() + timeout
-    while left := {pid: outer for pid, outer in host.pids().items() if pid not in but and not _is_zombie(outer)}:
+    while left := {pid: outer for pid, outer in host.pids().items() if pid not in but and not (but and _is_zombie(outer))}:
         if time.monotonic() > end:
-            names = [f"{pid} {pathlib.Path(f'/proc/{outer}/cmdline').read_bytes()[:80]!r}" for pid, outer in left.items()]
+            names = [f"{pid} {_field(outer, 'Name:')}, {_state(outer)}" for pid, outer in left.items()]
             raise Failure(f"left over on {host.name}: {names}")
         select.select([], [], [], 0.005)
 
