@@ -10,7 +10,8 @@
 namespace godwit::migration {
 namespace {
 
-constexpr Nanos kGreetingTimeout = std::chrono::seconds(10);
+/// A resolver's questions are short; it comes again when one is lost.
+constexpr Nanos kQuestionTimeout = std::chrono::seconds(5);
 
 std::string host_of(const transport::Endpoint& endpoint) {
   std::string text = endpoint.text();
@@ -57,7 +58,7 @@ Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
 
 Status Link::greet(size_t index, const LinkOptions& options) {
   transport::Channel& channel = channels_->at(index);
-  TRY(channel.set_read_timeout(kGreetingTimeout));
+  TRY(channel.set_read_timeout(options.dead_after));
   TRY(channel.set_dead_after(options.dead_after));
   wire::StreamHeader header;
   header.channel = static_cast<uint16_t>(index);
@@ -81,7 +82,7 @@ Status Link::greet(size_t index, const LinkOptions& options) {
     }
   }
   ends_.push_back(std::move(end));
-  return {};
+  return channel.set_read_timeout(options.answer_timeout());
 }
 
 bool Link::agreed(std::string_view feature) const {
@@ -120,7 +121,7 @@ std::string Link::peer_address() const {
 Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session) {
   const auto where = TRY(transport::parse_host_port(options.destination));
   const auto channel = TRY(transport::connect(where, std::chrono::seconds(2)));
-  TRY(channel->set_read_timeout(std::chrono::seconds(5)));
+  TRY(channel->set_read_timeout(std::min(kQuestionTimeout, options.dead_after)));
   wire::StreamHeader header;
   header.session = session;
   wire::RecordWriter writer(*channel, header);

@@ -48,7 +48,6 @@ class Link {
   /// Everything sent so far on all channels is installed at the peer.
   Status barrier();
 
-  Status set_read_timeout(Nanos timeout) { return channels_->control().set_read_timeout(timeout); }
   void set_bandwidth(uint64_t bytes_per_second) { channels_->set_bandwidth(bytes_per_second); }
   void cancel() { channels_->cancel(); }
   [[nodiscard]] std::string local_address() const;  ///< of the control channel, without the port

@@ -33,10 +33,10 @@ class Migration {
     started_ = monotonic_now();
     Status done = stages();
     if (!done.ok()) done = give_up(done.take_error());
+    if (done.ok()) linger();
     // In doubt the guardian has nothing to do either: the journal holds what a person needs.
     guardian_.dismiss();
     TRY(std::move(done));
-    linger();
     return precopy_->report();
   }
 
@@ -77,7 +77,6 @@ class Migration {
     inventory.set_addresses_move(!options_.move_addresses.empty());
     for (const std::string& address : options_.move_addresses) inventory.add_moved_addresses(address);
     TRY(judge(TRY(ask_findings(*link_, inventory))));
-    TRY(link_->set_read_timeout(options_.link.answer_timeout()));
     return make_precopy();
   }
 
@@ -178,6 +177,7 @@ class Migration {
 
   void linger() {
     if (!addresses_) return;
+    guardian_.departing();
     pause_for(options_.forward_after);
     (void)addresses_->finish();
   }
