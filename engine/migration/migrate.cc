@@ -1,6 +1,7 @@
 #include "engine/migration/migrate.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include "engine/address/address_move.h"
 #include "engine/base/fault_point.h"
@@ -147,6 +148,7 @@ class Migration {
     entry.start_time = TRY(process_->stat()).start_time;
     entry.destination = options_.link.destination;
     entry.session = wire::to_hex(link_->session());
+    if (addresses_) entry.undo = addresses_->undo_record().to_text();
     TRY(write_in_doubt(entry));
     TRY(fault_point("before-commit"));
     // ORDER: from here on the guardian asks the peer; only then may the first byte leave.
@@ -320,6 +322,12 @@ class Migration {
   Nanos started_{}, commit_left_{};
 };
 
+/// What the move of its addresses changed on this host is put back, or completed.
+Status decide_addresses(const InDoubt& entry, Status (*decide)(const address::AddressUndo&)) {
+  if (entry.undo.empty()) return {};
+  return decide(TRY(address::AddressUndo::from_text(entry.undo)));
+}
+
 }  // namespace
 
 Result<Report> migrate(const MigrateOptions& options) {
@@ -339,10 +347,14 @@ Status resolve(pid_t pid, bool resume) {
     return fail(ErrorKind::kTargetGone, "resolve", fmt::format("pid {}", pid),
                 "the original has ended; the pid is another process now");
   }
-  if (resume)
+  // ORDER: the process finds its addresses when it runs again; it is gone when they go.
+  if (resume) {
+    TRY(decide_addresses(*entry, address::undo));
     TRY(restore_target(pid, true));
-  else
-    TRY(process.pidfd().send_signal(9));
+  } else {
+    TRY(process.pidfd().send_signal(SIGKILL));
+    TRY(decide_addresses(*entry, address::depart));
+  }
   remove_in_doubt(pid);
   return {};
 }

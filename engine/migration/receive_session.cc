@@ -8,6 +8,7 @@
 
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
+#include "engine/migration/dead_commits.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/state/file_facts.h"
@@ -175,6 +176,7 @@ Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWr
   for (const std::string& text : inventory.moved_addresses())
     services.push_back(TRY(address::ServiceAddress::parse(text)));
   if (!services.empty()) {
+    clear_dead_commits();
     auto plan = address::AddressMoveDestination::plan(services);
     if (plan.ok())
       addresses_ = plan.take();
@@ -243,7 +245,7 @@ Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& wr
 Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   const Nanos begin = monotonic_now();
   TRY(hooks_.run("pre-resume", rebuild_.pid(), ""));
-  TRY(write_verdict(header_.session, "committing"));
+  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : ""));
   Status resumed = addresses_ ? addresses_->claim() : Status{};
   if (resumed.ok()) resumed = rebuild_.resume();
   if (!resumed.ok()) {

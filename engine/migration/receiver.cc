@@ -7,6 +7,7 @@
 
 #include "engine/base/kernel_features.h"
 #include "engine/base/log.h"
+#include "engine/migration/dead_commits.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/migration/receive_session.h"
@@ -23,6 +24,7 @@ constexpr size_t kMaxGuests = 64;  ///< connections at once
 }  // namespace
 
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
+  clear_dead_commits();
   // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is killed; the
   // next one could not listen.
   (void)kernel_features();
