@@ -64,8 +64,8 @@ void probe_descriptors(KernelFeatures& found) {
   ::_exit(0);
 }
 
-/// A child is stopped and asked for its rseq area. SAFETY: an engine that dies in the middle leaves no child: until the
-/// seize the lifeline ends it, from then on the kernel does.
+/// A child is stopped and asked for its rseq area. SAFETY: an engine that dies in the middle leaves no child:
+/// until the seize the lifeline ends it, from then on the kernel does.
 bool probe_rseq_query() {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC) != 0) return false;

@@ -88,8 +88,8 @@ void clear(const std::string& path, const Note& note) {
 }  // namespace
 
 Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo) {
-  return write_verdict(session, fmt::format("committing\nengine: {}\nprocess: {}\n{}{}", TRY(identity(::getpid())),
-                                            TRY(identity(process)), kUndo, undo));
+  return write_verdict(session, fmt::format("committing\nengine: {}\nprocess: {}\n{}{}",
+                                            TRY(identity(::getpid())), TRY(identity(process)), kUndo, undo));
 }
 
 void clear_dead_commits() {

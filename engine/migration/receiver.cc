@@ -25,8 +25,8 @@ constexpr size_t kMaxGuests = 64;  ///< connections at once
 
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
   clear_dead_commits();
-  // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is killed; the
-  // next one could not listen.
+  // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is
+  // killed; the next one could not listen.
   (void)kernel_features();
   auto listener = TRY(transport::Listener::create(options.listen));
   TRY(require_secure(listener.local(), options.insecure));

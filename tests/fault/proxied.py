@@ -12,9 +12,9 @@ from stream import HEADER, framed, Record, with_version
 
 HERE = pathlib.Path(__file__).resolve().parent
 SEED = int(os.environ.get("GODWIT_SEED", "20260101"))
-ROUNDS = max(8, int(os.environ.get("GODWIT_FAULT_ROUNDS", "300")) // 5)
+ROUNDS = max(8, int(os.environ.get("GODWIT_FAULT_ROUNDS", "300")) // 8)
 # Silence is what some of this ends in; nobody here needs ten seconds to answer.
-IMPATIENT = ("--link-timeout", "0.25")
+IMPATIENT = ("--link-timeout", "0.15")
 DAMAGES = ("ends before it", "ends in its header", "ends in its payload", "header flipped", "payload flipped",
            "payload flipped, right", "half of it, right", "noise, right", "too long", "immense", "twice", "twice, right",
            "left out", "left out, right", "unknown, right", "behind its successor, right")

@@ -233,7 +233,7 @@ def kill_destination(arena):
         if rounds > 3 * ROUNDS:
             raise Failure(f"only {before} of {rounds} kills came before COMMIT")
         first = receive(arena.b)
-        with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds)) as sender:
+        with migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *arena.words(rounds)) as sender:
             rest(arena.instant(chance, rounds))
             first.process.kill()
             first.close()
@@ -362,11 +362,11 @@ def points(tap):
 
 # The longest first, so that the last ones do not run alone.
 PARTS = {
-    "cut-link": in_arena("cut-link", cut_link),
-    "malformed-forward": lambda tap: proxied.run(tap, "forward"),
-    "malformed-backward": lambda tap: proxied.run(tap, "backward"),
-    "kill-source": in_arena("kill-source", kill_source),
     "kill-destination": in_arena("kill-destination", kill_destination),
+    "malformed-forward": lambda tap: proxied.run(tap, "forward"),
+    "kill-source": in_arena("kill-source", kill_source),
+    "malformed-backward": lambda tap: proxied.run(tap, "backward"),
+    "cut-link": in_arena("cut-link", cut_link),
     "malformed-images-0": lambda tap: malformed.run(tap, 0, 2),
     "malformed-images-1": lambda tap: malformed.run(tap, 1, 2),
     "points": points,

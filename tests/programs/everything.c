@@ -270,7 +270,8 @@ static const char* check(int round) {
 }
 
 int main(int argc, char** argv) {
-  static const Case cases[] = {
-      {"everything", prepare, check, false}, {"small", prepare_small, check, true}, {NULL, NULL, NULL, false}};
+  static const Case cases[] = {{"everything", prepare, check, false},
+                               {"small", prepare_small, check, true},
+                               {NULL, NULL, NULL, false}};
   return program_main(argc, argv, cases);
 }
