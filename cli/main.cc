@@ -19,6 +19,10 @@ void add_link(CLI::App& verb, Arguments& a) {
   verb.add_option("--move-address", a.move_addresses, "ADDR/LEN@DEV: a service address that moves along");
 }
 
+void add_link_timeout(CLI::App& verb, Arguments& a, const char* what) {
+  verb.add_option("--link-timeout", a.link_timeout_s, what)->capture_default_str()->check(CLI::Range(0.05, 3600.0));
+}
+
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
   migrate->add_option("PID", a.pid)->required();
@@ -26,6 +30,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   add_limits(*migrate, a);
   add_link(*migrate, a);
   migrate->add_option("--bandwidth", a.bandwidth, "bytes per second at most (k, M, G)");
+  add_link_timeout(*migrate, a, "seconds of silence after which the link is cut; answers may take 6 times that, and after COMMIT a lost peer is asked for 3 times that");
   migrate->add_option("--channels", a.channels, "connections")->capture_default_str()->check(CLI::Range(1, 16));
   migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")->capture_default_str();
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
@@ -38,6 +43,7 @@ void add_receive(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   receive->add_flag("--once", a.once, "end after one process");
   receive->add_flag("--insecure", a.insecure, "plain TCP on an address that is not loopback");
   receive->add_option("--pid-namespace", a.pid_namespace, "auto, host or new")->capture_default_str();
+  add_link_timeout(*receive, a, "seconds of silence after which the link is cut; a prepared process waits for COMMIT twice that");
   receive->add_option("--hook", a.hooks, "directory of programs: pre-resume, resumed, aborted");
   receive->callback([verb] { *verb = godwit::cli::receive; });
 }

@@ -50,11 +50,15 @@ std::string with_port(std::string host) {
   return host;
 }
 
+Nanos nanos_of(double seconds) {
+  return Nanos(static_cast<int64_t>(seconds * 1e9));
+}
+
 Result<migration::Limits> limits_of(const Arguments& arguments) {
   migration::Limits limits;
   limits.downtime = Nanos(static_cast<int64_t>(arguments.downtime_limit_ms * 1e6));
   limits.max_rounds = arguments.max_rounds;
-  if (arguments.timeout_s > 0) limits.timeout = Nanos(static_cast<int64_t>(arguments.timeout_s * 1e9));
+  if (arguments.timeout_s > 0) limits.timeout = nanos_of(arguments.timeout_s);
   return limits;
 }
 
@@ -63,6 +67,7 @@ Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
   link.channels = arguments.channels;
   link.insecure = arguments.insecure;
+  link.dead_after = nanos_of(arguments.link_timeout_s);
   if (!arguments.bandwidth.empty()) link.bandwidth = TRY(parse_size(arguments.bandwidth, "--bandwidth"));
   return link;
 }
@@ -103,6 +108,7 @@ Status try_receive(const Arguments& arguments, const Events& events) {
   options.insecure = arguments.insecure;
   options.pid_namespace = TRY(pid_namespace_of(arguments.pid_namespace));
   options.hooks = arguments.hooks;
+  options.dead_after = nanos_of(arguments.link_timeout_s);
   options.on_listening = [&](const std::string& address, uint16_t port) { events.listening(address, port); };
   options.on_running = [&](pid_t pid, pid_t inner) { events.running(pid, inner); };
   if (!arguments.once) options.on_failed = [&](const Error& error) { events.failed(error, ""); };

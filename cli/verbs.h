@@ -23,6 +23,7 @@ struct Arguments {
   double downtime_limit_ms = 300;
   std::string bandwidth;  ///< bytes a second, with k, M or G; empty: no limit
   double timeout_s = 0;   ///< 0: none
+  double link_timeout_s = 10;
   unsigned max_rounds = 30;
   unsigned channels = 1;
   std::string cache = "64M";

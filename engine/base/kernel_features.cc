@@ -54,19 +54,32 @@ void probe_descriptors(KernelFeatures& found) {
   found.io_uring = ring.valid();
 }
 
-/// A child stops for its parent, which asks for its rseq area.
+/// Waits to be seized, or for the end of the engine.
+/// ORDER: our end of the lifeline is closed first, or this child would keep itself alive.
+[[noreturn]] void wait_for_tracer(int lifeline, int engine_end) {
+  ::close(engine_end);
+  char nothing;
+  while (::read(lifeline, &nothing, 1) != 0) {
+  }
+  ::_exit(0);
+}
+
+/// A child is stopped and asked for its rseq area. SAFETY: an engine that dies in the middle leaves no child:
+/// until the seize the lifeline ends it, from then on the kernel does.
 bool probe_rseq_query() {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC) != 0) return false;
+  Fd lifeline(ends[0]);
+  Fd engine_end(ends[1]);
   const pid_t child = ::fork();
   if (child < 0) return false;
-  if (child == 0) {
-    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-    ::raise(SIGSTOP);
-    ::_exit(0);
-  }
+  if (child == 0) wait_for_tracer(lifeline.get(), engine_end.get());
   int status = 0;
   uint64_t configuration[3]{};
   bool known = false;
-  if (::waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
+  if (::ptrace(PTRACE_SEIZE, child, nullptr, PTRACE_O_EXITKILL) == 0 &&
+      ::ptrace(PTRACE_INTERRUPT, child, nullptr, nullptr) == 0 && ::waitpid(child, &status, 0) == child &&
+      WIFSTOPPED(status)) {
     const auto request = static_cast<__ptrace_request>(uapi::kPtraceGetRseqConfiguration);
     known = ::ptrace(request, child, sizeof configuration, configuration) > 0;
   }

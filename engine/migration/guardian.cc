@@ -25,7 +25,7 @@
 
 namespace godwit::migration {
 
-enum : uint32_t { kIdle, kTouching, kStopping, kCommitted, kDismissed };
+enum : uint32_t { kIdle, kTouching, kStopping, kCommitted, kDeparting, kDismissed };
 
 struct Guardian::Shared {
   std::atomic<uint32_t> phase;
@@ -74,6 +74,9 @@ void Guardian::stopping() {
 void Guardian::committing(const wire::SessionId& session) {
   shared().session = session;
   shared().phase.store(kCommitted);
+}
+void Guardian::departing() {
+  shared().phase.store(kDeparting);
 }
 
 Status Guardian::remember_addresses(const std::string& undo) {
@@ -208,8 +211,10 @@ void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::st
   }
   if (!undo.empty()) {
     const auto addresses = address::AddressUndo::from_text(undo);
-    if (addresses.ok()) (void)address::undo(addresses.value());
+    if (addresses.ok())
+      (void)(phase == kDeparting ? address::depart(addresses.value()) : address::undo(addresses.value()));
   }
+  if (phase == kDeparting) return;
   if (phase != kIdle) (void)restore_target(shared.target, phase == kStopping);
 }
 

@@ -30,6 +30,7 @@ class Guardian {
   void touching();                                  ///< the target may be changed from here on
   void stopping();                                  ///< a SIGSTOP of ours may be there
   void committing(const wire::SessionId& session);  ///< COMMIT may leave
+  void departing();  ///< the original is gone; only its addresses still take leave of this host
   /// What undoes the address move on this host (AddressUndo::to_text()). Errors: Unsupported when it is too
   /// long.
   Status remember_addresses(const std::string& undo);

@@ -9,18 +9,18 @@
 namespace godwit::migration {
 namespace {
 
-constexpr const char* kFolder = "/run/godwit";
+constexpr std::string_view kUndo = "undo:\n";  // all that follows
 
 std::string doubt_path(pid_t pid) {
-  return fmt::format("{}/in-doubt.{}", kFolder, pid);
+  return fmt::format("{}/in-doubt.{}", kJournalFolder, pid);
 }
 std::string verdict_path(const wire::SessionId& session) {
-  return fmt::format("{}/session.{}", kFolder, wire::to_hex(session));
+  return fmt::format("{}/session.{}", kJournalFolder, wire::to_hex(session));
 }
 
 /// Written under another name and renamed: a reader sees all of it or nothing.
 Status write_whole(const std::string& path, std::string_view text) {
-  if (::mkdir(kFolder, 0700) != 0 && errno != EEXIST) return fail_errno("mkdir", kFolder);
+  if (::mkdir(kJournalFolder, 0700) != 0 && errno != EEXIST) return fail_errno("mkdir", kJournalFolder);
   const std::string partial = path + ".partial";
   TRY(write_file(partial, text));
   if (::rename(partial.c_str(), path.c_str()) != 0) return fail_errno("rename", partial);
@@ -31,8 +31,8 @@ Status write_whole(const std::string& path, std::string_view text) {
 
 Status write_in_doubt(const InDoubt& entry) {
   return write_whole(doubt_path(entry.pid),
-                     fmt::format("pid: {}\nstart: {}\ndestination: {}\nsession: {}\n", entry.pid,
-                                 entry.start_time, entry.destination, entry.session));
+                     fmt::format("pid: {}\nstart: {}\ndestination: {}\nsession: {}\n{}{}", entry.pid,
+                                 entry.start_time, entry.destination, entry.session, kUndo, entry.undo));
 }
 
 Result<std::optional<InDoubt>> read_in_doubt(pid_t pid) {
@@ -45,7 +45,9 @@ Result<std::optional<InDoubt>> read_in_doubt(pid_t pid) {
   if (!start || !destination || !session)
     return fail(ErrorKind::kCorrupt, "read the journal", doubt_path(pid),
                 "remove it if the process is known to be elsewhere");
-  return std::optional(InDoubt{pid, *start, std::string(*destination), std::string(*session)});
+  const size_t undo = found.find(kUndo);
+  return std::optional(InDoubt{pid, *start, std::string(*destination), std::string(*session),
+                               undo == std::string::npos ? "" : found.substr(undo + kUndo.size())});
 }
 
 void remove_in_doubt(pid_t pid) {
@@ -54,6 +56,10 @@ void remove_in_doubt(pid_t pid) {
 
 Status write_verdict(const wire::SessionId& session, std::string_view state) {
   return write_whole(verdict_path(session), state);
+}
+
+Status write_verdict_at(const std::string& path, std::string_view state) {
+  return write_whole(path, state);
 }
 
 void remove_verdict(const wire::SessionId& session) {

@@ -14,12 +14,15 @@
 
 namespace godwit::migration {
 
+inline constexpr const char* kJournalFolder = "/run/godwit";
+
 /// Source: written before COMMIT leaves, removed when the verdict is known.
 struct InDoubt {
   pid_t pid = 0;
   uint64_t start_time = 0;  ///< of the process: a recycled pid is not it
   std::string destination;
   std::string session;  ///< hex
+  std::string undo;     ///< AddressUndo::to_text() of an address move, or empty
 };
 Status write_in_doubt(const InDoubt& entry);
 /// Nothing if there is no entry for the pid. Errors: Corrupt, System.
@@ -28,6 +31,8 @@ void remove_in_doubt(pid_t pid);
 
 /// Destination: `committing` is written before the first thread may run, `running` once all do.
 Status write_verdict(const wire::SessionId& session, std::string_view state);
+/// The same for a path in the folder.
+Status write_verdict_at(const std::string& path, std::string_view state);
 void remove_verdict(const wire::SessionId& session);
 /// ABORTED when nothing was ever written: without `committing` no thread has run. UNKNOWN for `committing`.
 wire::Verdict::Value read_verdict(const wire::SessionId& session);

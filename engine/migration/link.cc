@@ -10,9 +10,8 @@
 namespace godwit::migration {
 namespace {
 
-constexpr Nanos kGreetingTimeout = std::chrono::seconds(10);
-/// The peer acknowledges nothing for this long: the link is cut.
-constexpr Nanos kDeadAfter = std::chrono::seconds(10);
+/// A resolver's questions are short; it comes again when one is lost.
+constexpr Nanos kQuestionTimeout = std::chrono::seconds(5);
 
 std::string host_of(const transport::Endpoint& endpoint) {
   std::string text = endpoint.text();
@@ -53,14 +52,14 @@ Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
   }
   link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
   link->channels_->set_bandwidth(options.bandwidth);
-  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i));
+  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i, options));
   return link;
 }
 
-Status Link::greet(size_t index) {
+Status Link::greet(size_t index, const LinkOptions& options) {
   transport::Channel& channel = channels_->at(index);
-  TRY(channel.set_read_timeout(kGreetingTimeout));
-  TRY(channel.set_dead_after(kDeadAfter));
+  TRY(channel.set_read_timeout(options.dead_after));
+  TRY(channel.set_dead_after(options.dead_after));
   wire::StreamHeader header;
   header.channel = static_cast<uint16_t>(index);
   header.channels = static_cast<uint16_t>(channels_->size());
@@ -83,7 +82,7 @@ Status Link::greet(size_t index) {
     }
   }
   ends_.push_back(std::move(end));
-  return {};
+  return channel.set_read_timeout(options.answer_timeout());
 }
 
 bool Link::agreed(std::string_view feature) const {
@@ -122,7 +121,7 @@ std::string Link::peer_address() const {
 Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session) {
   const auto where = TRY(transport::parse_host_port(options.destination));
   const auto channel = TRY(transport::connect(where, std::chrono::seconds(2)));
-  TRY(channel->set_read_timeout(std::chrono::seconds(5)));
+  TRY(channel->set_read_timeout(std::min(kQuestionTimeout, options.dead_after)));
   wire::StreamHeader header;
   header.session = session;
   wire::RecordWriter writer(*channel, header);

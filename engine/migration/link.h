@@ -19,6 +19,11 @@ struct LinkOptions {
   uint64_t bandwidth = 0;  ///< bytes per second over all channels, 0 for no limit
   bool insecure = false;   ///< plain TCP to a host that is not this one
   Nanos connect_timeout{std::chrono::seconds(10)};
+  Nanos dead_after{std::chrono::seconds(10)};  ///< a peer that acknowledges nothing for so long is gone
+  /// How long an answer may take of a peer that acknowledges: it may have much to install.
+  [[nodiscard]] Nanos answer_timeout() const { return 6 * dead_after; }
+  /// How long to ask an unreachable peer after COMMIT.
+  [[nodiscard]] Nanos verdict_patience() const { return 3 * dead_after; }
 };
 
 /// Features of this build that both ends must name to be used.
@@ -43,7 +48,6 @@ class Link {
   /// Everything sent so far on all channels is installed at the peer.
   Status barrier();
 
-  Status set_read_timeout(Nanos timeout) { return channels_->control().set_read_timeout(timeout); }
   void set_bandwidth(uint64_t bytes_per_second) { channels_->set_bandwidth(bytes_per_second); }
   void cancel() { channels_->cancel(); }
   [[nodiscard]] std::string local_address() const;  ///< of the control channel, without the port
@@ -57,7 +61,7 @@ class Link {
     std::unique_ptr<wire::RecordReader> reader;
   };
   Link() = default;
-  Status greet(size_t index);
+  Status greet(size_t index, const LinkOptions& options);
 
   wire::SessionId session_{};
   std::unique_ptr<transport::ChannelSet> channels_;

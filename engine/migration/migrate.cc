@@ -1,6 +1,7 @@
 #include "engine/migration/migrate.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include "engine/address/address_move.h"
 #include "engine/base/fault_point.h"
@@ -33,10 +34,10 @@ class Migration {
     started_ = monotonic_now();
     Status done = stages();
     if (!done.ok()) done = give_up(done.take_error());
+    if (done.ok()) linger();
     // In doubt the guardian has nothing to do either: the journal holds what a person needs.
     guardian_.dismiss();
     TRY(std::move(done));
-    linger();
     return precopy_->report();
   }
 
@@ -69,7 +70,6 @@ class Migration {
     TRY(judge(TRY(check_here(*process_, intent_)), options_.on_findings));
     link_ = TRY(Link::connect(options_.link));
     TRY(judge(TRY(check_there(*link_, *process_, options_.move_addresses)), options_.on_findings));
-    TRY(link_->set_read_timeout(std::chrono::seconds(60)));
     return make_precopy();
   }
 
@@ -131,6 +131,7 @@ class Migration {
     entry.start_time = TRY(process_->stat()).start_time;
     entry.destination = options_.link.destination;
     entry.session = wire::to_hex(link_->session());
+    if (addresses_) entry.undo = addresses_->undo_record().to_text();
     TRY(write_in_doubt(entry));
     TRY(fault_point("before-commit"));
     // ORDER: from here on the guardian asks the peer; only then may the first byte leave.
@@ -161,6 +162,7 @@ class Migration {
 
   void linger() {
     if (!addresses_) return;
+    guardian_.departing();
     pause_for(options_.forward_after);
     (void)addresses_->finish();
   }
@@ -209,7 +211,7 @@ class Migration {
   }
 
   void ask_peer() {
-    const Nanos until = monotonic_now() + options_.verdict_patience;
+    const Nanos until = monotonic_now() + options_.link.verdict_patience();
     while (monotonic_now() < until) {
       const auto verdict = ask_verdict(options_.link, link_->session());
       if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {
@@ -303,6 +305,12 @@ class Migration {
   Nanos started_{}, commit_left_{};
 };
 
+/// What the move of its addresses changed on this host is put back, or completed.
+Status decide_addresses(const InDoubt& entry, Status (*decide)(const address::AddressUndo&)) {
+  if (entry.undo.empty()) return {};
+  return decide(TRY(address::AddressUndo::from_text(entry.undo)));
+}
+
 }  // namespace
 
 Result<Report> migrate(const MigrateOptions& options) {
@@ -322,10 +330,14 @@ Status resolve(pid_t pid, bool resume) {
     return fail(ErrorKind::kTargetGone, "resolve", fmt::format("pid {}", pid),
                 "the original has ended; the pid is another process now");
   }
-  if (resume)
+  // ORDER: the process finds its addresses when it runs again; it is gone when they go.
+  if (resume) {
+    TRY(decide_addresses(*entry, address::undo));
     TRY(restore_target(pid, true));
-  else
-    TRY(process.pidfd().send_signal(9));
+  } else {
+    TRY(process.pidfd().send_signal(SIGKILL));
+    TRY(decide_addresses(*entry, address::depart));
+  }
   remove_in_doubt(pid);
   return {};
 }

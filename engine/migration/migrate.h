@@ -17,9 +17,8 @@ struct MigrateOptions {
   LinkOptions link;
   Limits limits;
   size_t cache_bytes = 64_MiB;
-  std::vector<std::string> move_addresses;           ///< "ADDR/LEN@DEV"
-  std::string hooks;                                 ///< a directory, or empty
-  Nanos verdict_patience{std::chrono::seconds(30)};  ///< how long to ask an unreachable peer after COMMIT
+  std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"
+  std::string hooks;                             ///< a directory, or empty
   Nanos forward_after{std::chrono::seconds(1)};  ///< how long late packets of moved addresses are forwarded
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;

@@ -69,13 +69,15 @@ Status Precopy::arm() {
       SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
   TRY(injector->run(process_.pid(), make));
   const int number = static_cast<int>(make.result(made));
-  TRY(fault_point("armed-inside"));
+  // ORDER: whatever fails from here on, the number inside is closed before it is told.
+  Status undisturbed = fault_point("armed-inside");
   Result<Fd> taken = process_.pidfd().get_fd(number);
   tracee::Batch close;
   close.call(SYS_close, {number}, "close the target's userfaultfd");
   TRY(injector->run(process_.pid(), close));
   TRY(injector->finish());
   TRY(frozen.finish());
+  TRY(std::move(undisturbed));
 
   tracker_ =
       std::make_unique<uffd::WpTracker>(TRY(uffd::WpTracker::create(process_.pid(), TRY(std::move(taken)))));

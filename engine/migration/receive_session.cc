@@ -8,6 +8,7 @@
 
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
+#include "engine/migration/dead_commits.h"
 #include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
@@ -176,6 +177,7 @@ Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWr
   for (const std::string& text : inventory.moved_addresses())
     services.push_back(TRY(address::ServiceAddress::parse(text)));
   if (!services.empty()) {
+    clear_dead_commits();
     auto plan = address::AddressMoveDestination::plan(services);
     if (plan.ok())
       addresses_ = plan.take();
@@ -223,7 +225,7 @@ Status ReceiveSession::prepare(transport::Channel& channel, wire::RecordWriter& 
   prepared.set_pages_installed(rebuild_.pages_installed());
   TRY(writer.write_message(RecordType::kPrepared, prepared));
   TRY(writer.flush());
-  return channel.set_read_timeout(options_.commit_patience);
+  return channel.set_read_timeout(options_.commit_patience());
 }
 
 /// Rule 3: without COMMIT in time, the prepared process goes.
@@ -244,7 +246,7 @@ Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& wr
 Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   const Nanos begin = monotonic_now();
   TRY(hooks_.run("pre-resume", rebuild_.pid(), ""));
-  TRY(write_verdict(header_.session, "committing"));
+  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : ""));
   Status resumed = addresses_ ? addresses_->claim() : Status{};
   if (resumed.ok()) resumed = rebuild_.resume();
   if (!resumed.ok()) {

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 
+#include "engine/base/kernel_features.h"
 #include "engine/base/log.h"
+#include "engine/migration/dead_commits.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/migration/receive_session.h"
@@ -22,6 +24,10 @@ constexpr size_t kMaxGuests = 64;  ///< connections at once
 }  // namespace
 
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
+  clear_dead_commits();
+  // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is
+  // killed; the next one could not listen.
+  (void)kernel_features();
   auto listener = TRY(transport::Listener::create(options.listen));
   TRY(require_secure(listener.local(), options.insecure));
   std::unique_ptr<Receiver> made(new Receiver(std::move(options), std::move(listener)));
@@ -101,7 +107,7 @@ Status Receiver::handle(std::unique_ptr<transport::Channel> channel) {
     return fail(ErrorKind::kCorrupt, "greet a source engine", channel->peer_name(),
                 "it does not speak as a source");
   TRY(channel->set_read_timeout(kSilence));
-  TRY(channel->set_dead_after(std::chrono::seconds(10)));
+  TRY(channel->set_dead_after(options_.dead_after));
   if (header.value().channel == 0) return run_session(std::move(channel), std::move(reader));
   const auto session = find(header.value().session);
   if (!session)

@@ -24,8 +24,9 @@ struct ReceiveOptions {
   bool insecure = false;
   PidNamespace pid_namespace = PidNamespace::kAuto;
   std::string hooks;
-  Nanos commit_patience{
-      std::chrono::seconds(20)};  ///< a prepared process without COMMIT is given up after this
+  Nanos dead_after{std::chrono::seconds(10)};  ///< a source that acknowledges nothing for so long is gone
+  /// A prepared process without COMMIT is given up after this.
+  [[nodiscard]] Nanos commit_patience() const { return 2 * dead_after; }
   std::function<void(const std::string& address, uint16_t port)> on_listening;
   std::function<void(pid_t pid, pid_t inner_pid)> on_running;
   std::function<void(const Error&)> on_failed;

@@ -1,6 +1,7 @@
 """Every type of record of an image truncated, oversized, reordered, bit-flipped, with its checksum wrong and made right
 again: restore answers with an error that names the record, never with a crash, and leaves no process behind."""
 import os
+import pathlib
 import random
 import tempfile
 
@@ -52,12 +53,31 @@ def damages(stream, index, chance):
     yield "of type 0", put(record.copy(kind=0)), True
 
 
-def restore(host, data, must_fail):
+class Image:
+    """A good image, its stream, and the files that the process in it has open: a copy that ran for a moment has written to
+    them, and the next one must find them as they were."""
+
+    def __init__(self, stream, directory):
+        self.stream, self.directory = stream, pathlib.Path(directory)
+        self.files = {path: path.read_bytes() for path in self.directory.iterdir() if path.is_file()}
+
+    def renew_files(self):
+        for path in self.directory.iterdir():
+            if path not in self.files:
+                path.unlink()
+        for path, contents in self.files.items():
+            with open(path, "r+b") as file:
+                file.write(contents)
+                file.truncate()
+
+
+def restore(host, image, data, must_fail):
     """Restore a damaged image: no crash, a named record, nothing left over. True: it was refused."""
-    with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image:
-        image.write(data)
-        image.flush()
-        with Engine(host, "restore", image.name) as engine:
+    image.renew_files()
+    with tempfile.NamedTemporaryFile(prefix="godwit-image-") as file:
+        file.write(data)
+        file.flush()
+        with Engine(host, "restore", file.name) as engine:
             code = engine.finish()
             if engine.crashed() or code < 0:
                 raise Failure(f"it crashed: {engine.said()}")
@@ -76,25 +96,26 @@ def restore(host, data, must_fail):
             return True
 
 
-def of_type(host, stream, indexes):
+def of_type(host, image, indexes):
     chance, count, refused = random.Random(SEED + indexes[0]), 0, 0
     for index in indexes:
-        for name, data, must_fail in damages(stream, index, chance):
+        for name, data, must_fail in damages(image.stream, index, chance):
             try:
-                refused += restore(host, data, must_fail)
+                refused += restore(host, image, data, must_fail)
             except Failure as failure:
                 raise Failure(f"record {index} {name}: {failure}") from None
             count += 1
     return f"{count} damages, {refused} refused"
 
 
-def versions(host, stream):
+def versions(host, image):
     """From the future: another major version is refused with both versions named, a minor one with what may be skipped
     is read."""
-    with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image:
-        image.write(stream.bytes(header=stream.version(2, 0)))
-        image.flush()
-        with Engine(host, "restore", image.name) as engine:
+    stream = image.stream
+    with tempfile.NamedTemporaryFile(prefix="godwit-image-") as file:
+        file.write(stream.bytes(header=stream.version(2, 0)))
+        file.flush()
+        with Engine(host, "restore", file.name) as engine:
             if engine.finish() != 3 or "2.0" not in str(engine.last()):
                 raise Failure(f"version 2.0: {engine.said()}")
     await_empty(host)
@@ -102,7 +123,7 @@ def versions(host, stream):
     for at in (1, len(stream.records) // 2, len(stream.records) - 1):
         records = renumber(stream.records[:at] + [newer] + stream.records[at:])
         header = stream.version(1, 7)
-        if restore(host, stream.bytes(records, header), False):
+        if restore(host, image, stream.bytes(records, header), False):
             raise Failure(f"an optional record of an unknown type at {at} was refused")
 
 
@@ -120,7 +141,7 @@ def make_image(directory):
     host = Host("origin")
     try:
         with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image:
-            with Program(host, "everything", directory=directory) as origin:
+            with Program(host, "everything", ["small"], directory=directory) as origin:
                 with Engine(host, "checkpoint", origin.pid, image.name) as engine:
                     if engine.finish() != 0:
                         raise Failure(engine.said())
@@ -128,31 +149,38 @@ def make_image(directory):
                     data = file.read()
     finally:
         host.close()
-    return Stream(data)
+    return Image(Stream(data), directory)
 
 
-def run(tap):
+def run(tap, share, shares):
+    """`share` of `shares`: the types are dealt out, so that several of these can run beside each other."""
     with tempfile.TemporaryDirectory(prefix="godwit-malformed-") as directory:
         made = []
-        if not tap.run("malformed/image", lambda: made.append(make_image(directory))):
+        if not tap.run(f"malformed/image-{share}", lambda: made.append(make_image(directory))):
             return
         host = Host("target")
         try:
-            run_on(tap, host, made[0])
+            run_on(tap, host, made[0], share, shares)
         finally:
             host.close()
 
 
-def run_on(tap, host, stream):
-    if not tap.run("malformed/undamaged", lambda: restore(host, stream.bytes(), False) and _fail("refused")):
+def run_on(tap, host, image, share, shares):
+    if not tap.run(f"malformed/undamaged-{share}", lambda: restore(host, image, image.stream.bytes(), False) and _fail("refused")):
         return
-    tap.run("malformed/versions", versions, host, stream)
-    for kind, indexes in chosen_records(stream).items():
-        tap.run(f"malformed/type-{kind & ~OPTIONAL}", of_type, host, stream, indexes)
-        sweep(host)
-    for name, data in (("empty", b""), ("short", stream.header[:20]), ("noise", random.Random(SEED).randbytes(100000)),
+    tests = [("versions", versions, [])]
+    tests += [(f"type-{kind & ~OPTIONAL}", of_type, [indexes]) for kind, indexes in chosen_records(image.stream).items()]
+    for name, data in (("empty", b""), ("short", image.stream.header[:20]), ("noise", random.Random(SEED).randbytes(100000)),
                        ("text", b"GET / HTTP/1.1\r\n\r\n" * 10)):
-        tap.run(f"malformed/{name}", lambda data=data: restore(host, data, True) or _fail("taken for good"))
+        tests.append((name, no_stream, [data]))
+    for name, function, arguments in tests[share::shares]:
+        tap.run(f"malformed/{name}", function, host, image, *arguments)
+        sweep(host)
+
+
+def no_stream(host, image, data):
+    if not restore(host, image, data, True):
+        raise Failure("taken for good")
 
 
 def _fail(text):

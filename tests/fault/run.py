@@ -1,26 +1,33 @@
 #!/usr/bin/python3
 """The fault suite: engines killed and links cut at random instants, streams damaged on their way. Afterwards exactly one
-copy runs, it is right, and nothing is left over. `run.py [kill-source|kill-destination|cut|malformed|points ...]`.
+copy runs, it is right, and nothing is left over. `run.py [WORD...]`: only the parts whose names hold one of the words. The
+parts run beside each other, as many at once as there are processors.
 
 Seeded: GODWIT_SEED repeats a run's instants as far as a machine can. GODWIT_FAULT_ROUNDS: how many kills of each engine
 (300; a third of it for cuts)."""
 import os
 import pathlib
 import random
+import re
 import select
 import signal
+import subprocess
 import sys
+import threading
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import malformed  # noqa: E402
 import proxied  # noqa: E402
-from godwit import (PATIENCE, Engine, Failure, Hosts, Program, Tap, await_empty, difference, footprint,  # noqa: E402
-                    migrate, move, receive, state_of, sweep)
+from godwit import (PATIENCE, PORT, Engine, Failure, Hosts, Program, Tap, await_empty, difference, footprint,  # noqa: E402
+                    migrate, receive, state_of, sweep)
 
 ROUNDS = int(os.environ.get("GODWIT_FAULT_ROUNDS", "300"))
 SEED = int(os.environ.get("GODWIT_SEED", "20260101"))
+SERVICE = "10.77.0.100"  # an address that moves along in some rounds
+EVERY = 4                # ... in each of so many
+IMPATIENT = ("--link-timeout", "0.5")
 
 
 def rest(seconds):
@@ -28,11 +35,23 @@ def rest(seconds):
     select.select([], [], [], seconds)
 
 
+def network(host):
+    """The network settings of a host that a move of an address touches, line by line, without the address itself."""
+    text = host.net("sh", "-c", "ip -o addr; ip rule; ip route show table all; nft list ruleset; iptables-save; "
+                    "grep -rs . /proc/sys/net/ipv4/conf/eth0 /proc/sys/net/ipv4/conf/all /proc/sys/net/ipv4/ip_forward").stdout
+    lines = (re.sub(r"\[\d+:\d+\]", "", line) for line in text.splitlines() if not line.startswith("#"))
+    return sorted(line for line in lines if SERVICE not in line)
+
+
+def has_service(host):
+    return SERVICE in host.net("ip", "-o", "addr").stdout
+
+
 class Victim:
     """The program that is nearly moved again and again, and what it must still be afterwards."""
 
     def __init__(self, host):
-        self.program = Program(host, "everything")
+        self.program = Program(host, "everything", ["small"])
         self.program.check()
         self.before = footprint(self.program.outer())
 
@@ -57,15 +76,64 @@ class Arena:
     """Hosts A and B, a victim on A, and how long an undisturbed move takes."""
 
     def __init__(self):
-        self.hosts = Hosts("A", "B")
+        self.hosts, self.victim = Hosts("A", "B"), None
         self.hosts.__enter__()
+        try:
+            self.prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self):
         self.a, self.b = self.hosts["A"], self.hosts["B"]
-        self.victim = None
-        self.moved = 0
+        self.a.net("ip", "addr", "add", f"{SERVICE}/24", "dev", "eth0")
         self.fresh_victim()
-        completed, _ = move(self.a, self.b, self.victim.pid)
-        self.duration = completed["total_ms"] / 1000 * 1.1 + 0.01  # s, with the start of the engine
-        self.fresh_victim()
+        self.durations = {with_address: self.measure(with_address) for with_address in (False, True)}
+        # The tools may leave empty tables behind their first use.
+        with receive(self.b), migrate(self.a, self.victim.pid, self.b, *self.words(0), env={"GODWIT_FAULT": "freeze@1:error"}) as sender:
+            if sender.finish() != 1:
+                raise Failure(sender.said())
+        await_empty(self.b)
+        self.networks = [network(host) for host in (self.a, self.b)]
+
+    def measure(self, with_address):
+        """How long an undisturbed move takes, the median of three, in s, with the start of the engine and a little more."""
+        times = []
+        for _ in range(3):
+            with receive(self.b), migrate(self.a, self.victim.pid, self.b, *self.words(0 if with_address else 1)) as sender:
+                began = time.monotonic()
+                if sender.events.until("completed") is None:
+                    raise Failure(sender.said())
+                times.append(time.monotonic() - began)
+                if sender.finish() != 0:
+                    raise Failure(sender.said())
+            self.fresh_victim()
+            self.take_service_back()
+        return sorted(times)[1] * 1.1
+
+    def instant(self, chance, number):
+        """A random instant of the move of this round."""
+        return chance.uniform(0, self.durations[bool(self.words(number))])
+
+    @staticmethod
+    def words(number):
+        """An address moves along in some rounds."""
+        return ("--move-address", f"{SERVICE}/24@eth0") if number % EVERY == 0 else ()
+
+    def verify_network(self, fate):
+        """The address is where the process is, and only there; nothing else has changed."""
+        here, there = (self.b, self.a) if fate == "moved" else (self.a, self.b)
+        if not has_service(here) or has_service(there):
+            raise Failure(f"{SERVICE}: {has_service(self.a)} on A, {has_service(self.b)} on B")
+        for host, before in zip((self.a, self.b), self.networks):
+            if (now := network(host)) != before:
+                raise Failure(f"network of {host.name}: lost {set(before) - set(now)}, new {set(now) - set(before)}")
+
+    def take_service_back(self):
+        if has_service(self.b):
+            self.b.net("ip", "addr", "del", f"{SERVICE}/24", "dev", "eth0")
+        if not has_service(self.a):
+            self.a.net("ip", "addr", "add", f"{SERVICE}/24", "dev", "eth0")
 
     def fresh_victim(self):
         if self.victim:
@@ -107,7 +175,7 @@ class Arena:
         receivers = [pid for pid in self.b.pids() if pid != self.victim.pid]
         return self.settle(receivers)
 
-    def conclude(self, fate, round_number):
+    def conclude(self, fate, round_number, with_address=False):
         """Verify whoever runs. The victim must be on A again for the next round."""
         if fate == "stopped":
             fate = self.decide()
@@ -115,10 +183,13 @@ class Arena:
             if fate == "original":
                 self.victim.verify()
             else:
-                self.moved += 1
                 self.victim.program.host = self.b
                 self.victim.program.check()
+            if with_address:
+                self.verify_network(fate)
+            if fate == "moved":
                 self.fresh_victim()
+                self.take_service_back()
         except Failure as failure:
             raise Failure(f"round {round_number}, seed {SEED}, {fate}: {failure}") from None
         return fate
@@ -138,11 +209,11 @@ def kill_source(arena):
             rounds += 1
             if rounds > 3 * ROUNDS:
                 raise Failure(f"only {before} of {rounds} kills came before COMMIT")
-            with migrate(arena.a, arena.victim.pid, arena.b) as sender:
-                rest(chance.uniform(0, arena.duration))
+            with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds)) as sender:
+                rest(arena.instant(chance, rounds))
                 sender.process.kill()
                 sender.process.wait(PATIENCE)
-            fate = arena.conclude(arena.settle([receiver.process.pid]), rounds)
+            fate = arena.conclude(arena.settle([receiver.process.pid]), rounds, arena.words(rounds))
             before += fate == "original"
             if receiver.process.poll() is not None or not arena.b.outer(receiver.process.pid):
                 if receiver.crashed():
@@ -162,8 +233,8 @@ def kill_destination(arena):
         if rounds > 3 * ROUNDS:
             raise Failure(f"only {before} of {rounds} kills came before COMMIT")
         first = receive(arena.b)
-        with migrate(arena.a, arena.victim.pid, arena.b) as sender:
-            rest(chance.uniform(0, arena.duration))
+        with migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *arena.words(rounds)) as sender:
+            rest(arena.instant(chance, rounds))
             first.process.kill()
             first.close()
             with receive(arena.b) as second:
@@ -174,49 +245,69 @@ def kill_destination(arena):
                 said = sender.said()
                 if (code == 0) != (fate == "moved") or (code == 7) != (fate == "stopped"):
                     raise Failure(f"round {rounds}: exit code {code}, but {fate}: {said}")
-                fate = arena.conclude(fate, rounds)
+                fate = arena.conclude(fate, rounds, arena.words(rounds))
         await_empty(arena.b)
         before += fate == "original"
     return f"{before} kills before COMMIT, {rounds - before} after"
 
 
+REJECT = ("INPUT", "-p", "tcp", "-m", "multiport", "--ports", str(PORT), "-j", "REJECT", "--reject-with", "tcp-reset")
+
+
+def cut(arena, how):
+    """Cut the link at B: its cable, or by a firewall that resets what comes. Gives what mends it."""
+    if how == "reset":
+        arena.b.net("iptables", "-w", "-I", *REJECT)
+        return lambda: arena.b.net("iptables", "-w", "-D", *REJECT)
+    arena.hosts.link(arena.b, False)
+    return lambda: arena.hosts.link(arena.b, True)
+
+
 def cut_link(arena):
-    """The cable of B pulled at random instants: mostly for a moment, sometimes until the source gives up."""
-    chance, rounds = random.Random(SEED + 2), max(1, ROUNDS // 3)
-    fates, long_cuts = {"original": 0, "moved": 0, "stopped": 0}, max(1, rounds // 25)
+    """The link cut at random instants: for a moment, until the source has given up, by resets."""
+    chance, rounds = random.Random(SEED + 2), max(3, ROUNDS // 3)
+    fates = {"original": 0, "moved": 0, "stopped": 0}
     for number in range(rounds):
-        with receive(arena.b) as receiver, migrate(arena.a, arena.victim.pid, arena.b) as sender:
-            rest(chance.uniform(0, arena.duration))
-            arena.hosts.link(arena.b, False)
+        how = ("moment", "reset", "reset", "long", "reset")[number % 5]
+        with receive(arena.b, *IMPATIENT) as receiver, migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT) as sender:
+            rest(arena.instant(chance, 1))
+            mend = cut(arena, how)
             try:
-                if number % 25 == 24 and long_cuts:
-                    code = sender.finish()
+                if how == "long" or how == "reset" and number % 2:
+                    sender.finish()
                 else:
-                    rest(chance.uniform(0.02, 0.6))
+                    rest(chance.uniform(0.01, 0.25))
             finally:
-                arena.hosts.link(arena.b, True)
+                mend()
             code = sender.finish()
-            if sender.crashed() or receiver.crashed():
+            if sender.crashed() or receiver.crashed() or receiver.process.poll() is not None:
                 raise Failure(f"round {number}: {sender.said()}\n{receiver.said()}")
             fate = arena.settle([receiver.process.pid])
             if (code == 0) != (fate == "moved") or (code == 7) != (fate == "stopped"):
                 raise Failure(f"round {number}: exit code {code}, but {fate}: {sender.said()}")
-            fates[arena.conclude(fate, number)] += 1
+            fates[fate] += 1
+            arena.conclude(fate, number)
         await_empty(arena.b)
-    return f"{rounds} cuts: {fates['original']} stayed, {fates['moved']} moved all the same"
+    return f"{rounds} cuts: {fates['original']} stayed, {fates['moved']} moved all the same, {fates['stopped']} decided by a person"
 
 
 # Where an engine can be made to die or fail by name (GODWIT_FAULT), on which side.
 SOURCE_POINTS = ("arm", "armed-inside", "describe-source", "round", "barrier", "freeze", "frozen", "last-pass", "prepared",
                  "before-commit", "after-commit")
 DESTINATION_POINTS = ("describe", "layout", "finish-state", "destination-prepared", "destination-commit")
+# With an address that moves along.
+SOURCE_ADDRESS_POINTS = ("address.setting", "address.rule", "address.route", "address.armed", "address.frozen",
+                         "address.handover", "address.commit", "address.finish")
+DESTINATION_ADDRESS_POINTS = ("address.claim",)
+AFTER_COMMIT = ("after-commit", "destination-commit", "address.commit", "address.finish", "address.claim")
 
 
 def at_point(arena, side, point, how):
     """One engine dies or fails at a named point: the rules hold there too."""
     fault = {"GODWIT_FAULT": f"{point}@1:{how}"}
+    words = arena.words(0 if point.startswith("address.") else 1)
     with receive(arena.b, env=fault if side == "destination" else None) as receiver:
-        with migrate(arena.a, arena.victim.pid, arena.b, env=fault if side == "source" else None) as sender:
+        with migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *words, env=fault if side == "source" else None) as sender:
             second = None
             try:
                 if side == "destination" and how == "kill":
@@ -227,39 +318,109 @@ def at_point(arena, side, point, how):
                     raise Failure(f"nobody died at {point}: {sender.said()}\n{receiver.said()}")
                 keepers = [engine.process.pid for engine in (receiver, second) if engine]
                 fate = arena.settle(keepers)
-                if point not in ("after-commit", "destination-commit") and fate != "original":
+                if point not in AFTER_COMMIT and fate != "original":
                     raise Failure(f"{fate}, though it came before COMMIT: {sender.said()}")
-                arena.conclude(fate, point)
+                arena.conclude(fate, point, words)
             finally:
                 if second:
                     second.close()
     await_empty(arena.b)
 
 
-def main(words):
-    tap = Tap("fault")
-    chosen = lambda name: not words or any(word in name for word in words)  # noqa: E731
-    if chosen("malformed"):
-        malformed.run(tap)
-        proxied.run(tap)
-    for name, function in (("kill-source", kill_source), ("kill-destination", kill_destination), ("cut-link", cut_link)):
-        if chosen(name):
-            arena = Arena()
+def start(tap, name):
+    """An arena, or None when it does not even come about, which is a failed test."""
+    made = []
+    return made[0] if tap.run(f"{name}/undisturbed", lambda: made.append(Arena())) else None
+
+
+def in_arena(name, function):
+    def part(tap):
+        arena = start(tap, name)
+        if arena:
             try:
                 tap.run(name, function, arena)
             finally:
                 arena.close()
-    if chosen("points"):
-        arena = Arena()
-        try:
-            for side, points in (("source", SOURCE_POINTS), ("destination", DESTINATION_POINTS)):
-                for point in points:
-                    for how in ("kill", "error"):
-                        if not tap.run(f"points/{side}/{point}/{how}", at_point, arena, side, point, how):
-                            arena.fresh_victim()
-        finally:
-            arena.close()
-    return tap.finish()
+    return part
+
+
+def points(tap):
+    arena = start(tap, "points")
+    if not arena:
+        return
+    try:
+        for side, names in (("source", SOURCE_POINTS + SOURCE_ADDRESS_POINTS),
+                            ("destination", DESTINATION_POINTS + DESTINATION_ADDRESS_POINTS)):
+            for point in names:
+                for how in ("kill", "error"):
+                    if not tap.run(f"points/{side}/{point}/{how}", at_point, arena, side, point, how):
+                        arena.fresh_victim()
+                        arena.take_service_back()
+    finally:
+        arena.close()
+
+
+# The longest first, so that the last ones do not run alone.
+PARTS = {
+    "kill-destination": in_arena("kill-destination", kill_destination),
+    "malformed-forward": lambda tap: proxied.run(tap, "forward"),
+    "kill-source": in_arena("kill-source", kill_source),
+    "malformed-backward": lambda tap: proxied.run(tap, "backward"),
+    "cut-link": in_arena("cut-link", cut_link),
+    "malformed-images-0": lambda tap: malformed.run(tap, 0, 2),
+    "malformed-images-1": lambda tap: malformed.run(tap, 1, 2),
+    "points": points,
+    "malformed-guests": proxied.run_guests,
+}
+
+
+class Parts:
+    """Runs parts in processes of their own, some at once, and adds up what they say."""
+
+    def __init__(self, names):
+        self.names, self.sums, self.lock = list(names), [0, 0, 0], threading.Lock()
+
+    def run(self):
+        workers = [threading.Thread(target=self._work) for _ in range(min(len(self.names), os.cpu_count() or 2))]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        print("{} passed, {} failed, {} skipped".format(*self.sums), flush=True)
+        return 1 if self.sums[1] or not self.sums[0] else 0
+
+    def _work(self):
+        while True:
+            with self.lock:
+                if not self.names:
+                    return
+                name = self.names.pop(0)
+            self._part(name)
+
+    def _part(self, name):
+        part = subprocess.Popen([sys.executable, str(HERE / "run.py"), "--part", name], stdout=subprocess.PIPE, text=True)
+        sums = None
+        for line in part.stdout:
+            found = re.fullmatch(r"(\d+) passed, (\d+) failed, (\d+) skipped\n", line)
+            if found:
+                sums = [int(number) for number in found.groups()]
+            else:
+                with self.lock:
+                    print(line, end="", flush=True)
+        part.wait()
+        with self.lock:
+            if sums is None:
+                print(f"not ok fault {name} ended without a sum", flush=True)
+            for index, number in enumerate(sums or [0, 1, 0]):
+                self.sums[index] += number
+
+
+def main(words):
+    if words[:1] == ["--part"]:
+        tap = Tap("fault")
+        PARTS[words[1]](tap)
+        return tap.finish()
+    return Parts(name for name in PARTS if not words or any(word in name for word in words)).run()
 
 
 if __name__ == "__main__":

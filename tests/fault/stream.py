@@ -27,6 +27,26 @@ class Record:
         return Record(**{**fields, **changes})
 
 
+def checksum_of(record, header):
+    """The right checksum of a record in the stream of that header."""
+    length = len(record.payload) if record.length is None else record.length
+    seed = hash64(header[16:32], struct.unpack_from("<H", header, 12)[0])
+    return hash64(record.payload, hash64(struct.pack("<III", record.kind, length, record.sequence), seed)) & 0xffffffff
+
+
+def framed(record, header):
+    """The bytes of a record."""
+    length = len(record.payload) if record.length is None else record.length
+    checksum = checksum_of(record, header) if record.checksum is None else record.checksum
+    return struct.pack("<IIII", record.kind, length, record.sequence, checksum) + record.payload
+
+
+def with_version(header, major, minor):
+    """The header of an engine of another version, with a right checksum."""
+    head = header[:8] + struct.pack("<HH", major, minor) + header[12:36]
+    return head + struct.pack("<I", hash64(head) & 0xffffffff)
+
+
 class Stream:
     def __init__(self, data):
         self.header, self.records, at = data[:HEADER], [], HEADER
@@ -40,24 +60,15 @@ class Stream:
             at += RECORD + length
 
     def _checksum(self, record):
-        channel = struct.unpack_from("<H", self.header, 12)[0]
-        head = struct.pack("<III", record.kind, len(record.payload) if record.length is None else record.length, record.sequence)
-        seed = hash64(self.header[16:32], channel)
-        return hash64(record.payload, hash64(head, seed)) & 0xffffffff
+        return checksum_of(record, self.header)
 
     def bytes(self, records=None, header=None):
-        parts = [header or self.header]
-        for record in self.records if records is None else records:
-            length = len(record.payload) if record.length is None else record.length
-            checksum = self._checksum(record) if record.checksum is None else record.checksum
-            parts.append(struct.pack("<IIII", record.kind, length, record.sequence, checksum) + record.payload)
-        return b"".join(parts)
+        return b"".join([header or self.header] + [framed(record, self.header) for record in
+                                                   (self.records if records is None else records)])
 
     def version(self, major, minor):
-        """The header of an engine of another version, with a right checksum."""
-        head = self.header[:8] + struct.pack("<HH", major, minor) + self.header[12:36]
-        return head + struct.pack("<I", hash64(head) & 0xffffffff)
+        return with_version(self.header, major, minor)
 
 
-def renumber(records):
-    return [record.copy(sequence=number) for number, record in enumerate(records)]
+def renumber(records, first=0):
+    return [record.copy(sequence=(first + number) & 0xffffffff) for number, record in enumerate(records)]

@@ -11,7 +11,8 @@
 #include <sys/eventfd.h>
 #include <sys/timerfd.h>
 
-enum { kPage = 4096, kWriters = 3, kPages = 2048 };
+enum { kPage = 4096, kWriters = 3, kPages = 2048, kFewPages = 48 };
+static int pages = kPages;
 
 // Every worker goes through its own gate, which a check closes while it looks.
 typedef struct {
@@ -53,7 +54,7 @@ static void* writer_main(void* argument) {
     pthread_mutex_lock(&w->gate.lock);
     for (int i = 0; i < 16; i++, w->gate.work++) {
       random = mix(random + 12345);
-      int page = (int)(random % kPages);
+      int page = (int)(random % (uint64_t)pages);
       if (random >> 60 == 0) {
         // MADV_REMOVE: MADV_DONTNEED only forgets the mapping of shared memory, not what is in it.
         if (madvise(w->memory + (size_t)page * kPage, kPage, w->index == 2 ? MADV_REMOVE : MADV_DONTNEED))
@@ -208,7 +209,7 @@ static void prepare(void) {
     Writer* w = &writers[i];
     w->index = i;
     pthread_mutex_init(&w->gate.lock, NULL);
-    w->memory = mmap(NULL, (size_t)kPages * kPage, PROT_READ | PROT_WRITE,
+    w->memory = mmap(NULL, (size_t)pages * kPage, PROT_READ | PROT_WRITE,
                      (i == 2 ? MAP_SHARED : MAP_PRIVATE) | MAP_ANONYMOUS, -1, 0);
     MUST(w->memory != MAP_FAILED);
   }
@@ -216,6 +217,12 @@ static void prepare(void) {
   MUST(!pthread_create(&thread, NULL, register_main, NULL) &&
        !pthread_create(&thread, NULL, loop_main, NULL));
   for (int i = 0; i < kWriters; i++) MUST(!pthread_create(&thread, NULL, writer_main, &writers[i]));
+}
+
+/// The same with little memory, for tests that move it hundreds of times.
+static void prepare_small(void) {
+  pages = kFewPages;
+  prepare();
 }
 
 // Work done since the last check: every worker must still be working.
@@ -242,7 +249,7 @@ static const char* check(int round) {
   const char* reason = NULL;
   for (int i = 0; i < kWriters && !reason; i++) {
     pthread_mutex_lock(&writers[i].gate.lock);
-    for (int page = 0; page < kPages; page++) verify_page(&writers[i], page);
+    for (int page = 0; page < pages; page++) verify_page(&writers[i], page);
     pthread_mutex_unlock(&writers[i].gate.lock);
     reason = gate_check(&writers[i].gate, &before[i], "writer");
   }
@@ -263,6 +270,8 @@ static const char* check(int round) {
 }
 
 int main(int argc, char** argv) {
-  static const Case cases[] = {{"everything", prepare, check, false}, {NULL, NULL, NULL, false}};
+  static const Case cases[] = {{"everything", prepare, check, false},
+                               {"small", prepare_small, check, true},
+                               {NULL, NULL, NULL, false}};
   return program_main(argc, argv, cases);
 }

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("GODWIT_BUILD", ROOT / "build")).resolve()
 PORT = 4639
 # How long anything may take before the test calls it stuck; sanitizers and a loaded machine are slow.
-PATIENCE = 120
+PATIENCE = float(os.environ.get("GODWIT_PATIENCE", "120"))
 
 
 class Failure(Exception):
@@ -51,7 +51,7 @@ class Events:
         end = time.monotonic() + timeout
         while b"\n" not in self._rest and not self._end:
             if not select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))[0]:
-                raise Failure(f"no word from the engine in {timeout} s; so far {self.seen[-3:]}")
+                raise Failure(f"no word from the engine in {timeout} s; so far {self.seen[-3:]}\n{stand(self.process.host)}")
             data = self.process.stdout.read(65536)
             self._rest += data
             self._end = not data
@@ -266,6 +266,25 @@ def _state(outer):
         return "gone"
 
 
+def stand(host):
+    """Where every thread on a host stands, for a report of something that hangs."""
+    lines = []
+    for pid, outer in host.pids().items():
+        for tid in os.listdir(f"/proc/{outer}/task"):
+            words = []
+            for name in ("comm", "wchan", "syscall", "stack"):
+                try:
+                    with open(f"/proc/{outer}/task/{tid}/{name}") as file:
+                        words.append(" ".join(file.read().split())[:400])
+                except OSError:
+                    words.append("-")
+            with open(f"/proc/{outer}/task/{tid}/status") as status:
+                keys = ("State:", "TracerPid:", "SigPnd:", "ShdPnd:", "SigBlk:")
+                words += [" ".join(line.split()) for line in status if line.startswith(keys)]
+            lines.append(f"{host.name} {pid} ({outer}) {tid}: " + "; ".join(words))
+    return "\n".join(lines)
+
+
 def footprint(outer):
     """What must not change for a process whose move failed: mappings, descriptors, threads; and that nobody traces it.
     Neighbours of one kind count as one mapping, as the kernel may join them whenever it likes."""
@@ -302,11 +321,12 @@ def state_of(outer):
 
 
 def await_empty(host, but=(), timeout=PATIENCE):
-    """Until nothing but `but` (pids) runs on a host."""
+    """Until nothing but `but` (pids) runs on a host. A dead one that is not reaped yet still has its pid: it counts, unless
+    an engine that may stay will reap it."""
     end = time.monotonic() + timeout
-    while left := {pid: outer for pid, outer in host.pids().items() if pid not in but and not _is_zombie(outer)}:
+    while left := {pid: outer for pid, outer in host.pids().items() if pid not in but and not (but and _is_zombie(outer))}:
         if time.monotonic() > end:
-            names = [f"{pid} {pathlib.Path(f'/proc/{outer}/cmdline').read_bytes()[:80]!r}" for pid, outer in left.items()]
+            names = [f"{pid} {_field(outer, 'Name:')}, {_state(outer)}" for pid, outer in left.items()]
             raise Failure(f"left over on {host.name}: {names}")
         select.select([], [], [], 0.005)
 

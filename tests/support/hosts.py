@@ -13,6 +13,7 @@ Hosts share the root file system, so a path is the same file on all of them; eac
         a, b = hosts["A"], hosts["B"]
         print(a.run(["ip", "-br", "addr"]).stdout)
 """
+import fcntl
 import json
 import os
 import select
@@ -23,6 +24,8 @@ import sys
 import time
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+NS_GET_PARENT = 0xb702  # linux/nsfs.h
 
 
 class HostError(Exception):
@@ -247,7 +250,7 @@ class Host:
         return next((inner for other, inner in self._pids() if other == outer), None)
 
     def pids(self):
-        """Every process on the host except its init, as {host's pid: machine's pid}."""
+        """Every process on the host except its init, in pid namespaces below it too, as {host's pid: machine's pid}."""
         return {inner: outer for outer, inner in self._pids() if inner != 1}
 
     def _pids(self):
@@ -255,13 +258,29 @@ class Host:
             if not entry.isdigit():
                 continue
             try:
-                if os.stat(f"/proc/{entry}/ns/pid").st_ino != self._pidns:
-                    continue
                 with open(f"/proc/{entry}/status") as status:
-                    inner = next(line for line in status if line.startswith("NSpid:")).split()[-1]
-                yield int(entry), int(inner)
+                    numbers = next(line for line in status if line.startswith("NSpid:")).split()[1:]
+                if len(numbers) >= 2 and self._holds(f"/proc/{entry}/ns/pid"):
+                    yield int(entry), int(numbers[1])
             except (FileNotFoundError, ProcessLookupError, PermissionError, StopIteration):
                 continue
+
+    def _holds(self, path):
+        """Whether the pid namespace is the host's, or below it."""
+        if os.stat(path).st_ino == self._pidns:
+            return True
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while True:
+                parent = fcntl.ioctl(fd, NS_GET_PARENT)
+                os.close(fd)
+                fd = parent
+                if os.fstat(fd).st_ino == self._pidns:
+                    return True
+        except PermissionError:  # no namespace of ours is above it
+            return False
+        finally:
+            os.close(fd)
 
     # -- network: run on the machine, in the host's network namespace only
 
