@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "engine/base/fault_point.h"
+#include "engine/base/log.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/base/pidfd.h"
 #include "engine/codec/decoder.h"
@@ -308,12 +309,19 @@ Status Rebuild::finish_state(const wire::RoomState& message) {
     deferred_.push_back(message);
     return {};
   }
-  return on_shell([&](state::BuildContext& context) { return state::finish_room(context, message); });
+  return finish_room(message);
+}
+
+Status Rebuild::finish_room(const wire::RoomState& message) {
+  const Nanos begin = monotonic_now();
+  TRY(on_shell([&](state::BuildContext& context) { return state::finish_room(context, message); }));
+  log_debug("{} finished in {} us", message.room(), to_micros(monotonic_now() - begin));
+  return {};
 }
 
 Status Rebuild::finish_deferred() {
+  for (const wire::RoomState& message : deferred_) TRY(finish_room(message));
   return on_shell([&](state::BuildContext& context) -> Status {
-    for (const wire::RoomState& message : deferred_) TRY(state::finish_room(context, message));
     state::close_objects(context);
     return {};
   });

@@ -67,6 +67,7 @@ class Rebuild {
   Status install_delta(const wire::PageEntry& entry, const wire::Record& record);
   Status install_object_pages(const wire::Record& record);
   Status finish_state(const wire::RoomState& message);
+  Status finish_room(const wire::RoomState& message);
   Status finish_deferred();
   Status seal();
 

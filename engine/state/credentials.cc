@@ -46,14 +46,11 @@ Result<std::string> capture(CaptureContext& context) {
   wire::CredentialsState state;
   for (const tracee::FrozenThread& thread : context.frozen->threads()) {
     wire::ThreadCredentials& one = *state.add_threads();
-    parse_status(TRY(context.process.status(thread.tid)), one);
-    one.set_tid(TRY(inner_tid(context.process, thread.tid)));
-    Batch batch;
-    const size_t bits = batch.call(SYS_prctl, {PR_GET_SECUREBITS}, "prctl(PR_GET_SECUREBITS)");
-    const size_t dumpable = batch.call(SYS_prctl, {PR_GET_DUMPABLE}, "prctl(PR_GET_DUMPABLE)");
-    TRY(context.runner->run(thread.tid, batch));
-    one.set_securebits(static_cast<uint32_t>(batch.result(bits)));
-    state.set_dumpable(static_cast<int>(batch.result(dumpable)));
+    const ThreadView& view = *TRY(view_of(context, thread.tid));
+    parse_status(view.status, one);
+    one.set_tid(view.inner);
+    one.set_securebits(view.securebits);
+    state.set_dumpable(view.dumpable);
   }
   return state.SerializeAsString();
 }

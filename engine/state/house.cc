@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "engine/base/clock.h"
+#include "engine/base/log.h"
+
 namespace godwit::state {
 namespace {
 
@@ -28,7 +31,9 @@ Status capture_all(CaptureContext& context, const std::function<Status(const wir
     if (context.frozen == nullptr && !room.described) continue;
     wire::RoomState message;
     message.set_room(std::string(room.name));
+    const Nanos begin = monotonic_now();
     message.set_payload(TRY(room.capture(context)));
+    if (context.frozen != nullptr) log_debug("{} captured in {} us", room.name, to_micros(monotonic_now() - begin));
     TRY(each(message));
   }
   return {};

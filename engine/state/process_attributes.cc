@@ -73,14 +73,19 @@ Status check(const CheckContext& context, Findings& findings) {
 // -----------------------------------------------------------------------------------------------------
 
 /// KERNEL: another user's limits are readable only with CAP_SYS_RESOURCE, one's own always: the process asks.
-Status capture_limits(CaptureContext& context, wire::ProcessState& state) {
+Status capture_own_view(CaptureContext& context, wire::ProcessState& state) {
   Batch batch;
+  const auto reaper = batch.reserve(sizeof(int));
+  batch.call(SYS_prctl, {PR_GET_CHILD_SUBREAPER, reaper}, "prctl(PR_GET_CHILD_SUBREAPER)");
+  const size_t huge = batch.call(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}, "prctl(PR_GET_THP_DISABLE)");
   std::vector<tracee::DataRef> limits;
   for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
     limits.push_back(batch.reserve(sizeof(rlimit)));
     batch.call(SYS_prlimit64, {0, resource, 0, limits.back()}, fmt::format("prlimit of resource {}", resource));
   }
   TRY(context.runner->run(context.pid(), batch));
+  state.set_child_subreaper(batch.value<int>(reaper));
+  state.set_thp_disabled(static_cast<int>(batch.result(huge)));
   for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
     const auto limit = batch.value<rlimit>(limits[static_cast<size_t>(resource)]);
     auto* entry = state.add_limits();
@@ -111,16 +116,9 @@ Status capture_proc_files(const tracee::Process& process, wire::ProcessState& st
 Result<std::string> capture(CaptureContext& context) {
   wire::ProcessState state;
   TRY(capture_proc_files(context.process, state));
-  TRY(capture_limits(context, state));
+  TRY(capture_own_view(context, state));
   const tracee::Stat stat = TRY(context.process.stat());
   state.set_session_leader(stat.session == context.pid());
-  Batch batch;
-  const auto reaper = batch.reserve(sizeof(int));
-  batch.call(SYS_prctl, {PR_GET_CHILD_SUBREAPER, reaper}, "prctl(PR_GET_CHILD_SUBREAPER)");
-  const size_t huge = batch.call(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}, "prctl(PR_GET_THP_DISABLE)");
-  TRY(context.runner->run(context.pid(), batch));
-  state.set_child_subreaper(batch.value<int>(reaper));
-  state.set_thp_disabled(static_cast<int>(batch.result(huge)));
   return state.SerializeAsString();
 }
 

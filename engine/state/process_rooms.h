@@ -18,6 +18,9 @@ extern const Room
 /// The id that thread `tid` (as this engine sees it) has in its own pid namespace. Errors: TargetGone.
 Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid);
 
+/// What the frozen thread says of itself; asked once for all rooms. Errors: TargetGone, those of the runner.
+Result<const ThreadView*> view_of(CaptureContext& context, pid_t tid);
+
 /// A structure of the kernel's ABI as a message's bytes, and back. Errors: Corrupt when the size differs.
 template <typename T>
 std::string bytes_of(const T& value) {

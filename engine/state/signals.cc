@@ -63,7 +63,7 @@ Result<std::string> capture(CaptureContext& context) {
   TRY(capture_actions(context, state));
   for (const tracee::FrozenThread& thread : context.frozen->threads()) {
     state.set_stopped(state.stopped() || thread.group_stopped);
-    TRY(capture_queue(state, thread.tid, TRY(inner_tid(context.process, thread.tid)), false));
+    TRY(capture_queue(state, thread.tid, TRY(view_of(context, thread.tid))->inner, false));
   }
   TRY(capture_queue(state, context.frozen->leader().tid, 0, true));
   return state.SerializeAsString();

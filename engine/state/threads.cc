@@ -20,18 +20,49 @@
 
 namespace godwit::state {
 
-Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid) {
-  const std::string status = TRY(process.status(tid));
+constexpr int kPrGetTidAddress = 40;  // linux/prctl.h
+
+namespace {
+
+pid_t innermost(std::string_view status, pid_t tid) {
   const auto ids = split(field(status, "NSpid:").value_or(""), '\t');
   if (ids.empty()) return tid;
   return static_cast<pid_t>(parse_number(ids.back()).value_or(static_cast<uint64_t>(tid)));
+}
+
+}  // namespace
+
+Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid) {
+  return innermost(TRY(process.status(tid)), tid);
+}
+
+Result<const ThreadView*> view_of(CaptureContext& context, pid_t tid) {
+  if (const auto known = context.views.find(tid); known != context.views.end()) return &known->second;
+  tracee::Batch batch;
+  const auto stack = batch.reserve(sizeof(stack_t));
+  const auto clear_tid = batch.reserve(sizeof(uint64_t));
+  batch.call(SYS_sigaltstack, {0, stack}, "read the alternate signal stack");
+  batch.call(SYS_prctl, {kPrGetTidAddress, clear_tid}, "prctl(PR_GET_TID_ADDRESS)");
+  const size_t slack = batch.call(SYS_prctl, {PR_GET_TIMERSLACK}, "prctl(PR_GET_TIMERSLACK)");
+  const size_t bits = batch.call(SYS_prctl, {PR_GET_SECUREBITS}, "prctl(PR_GET_SECUREBITS)");
+  const size_t dumpable = batch.call(SYS_prctl, {PR_GET_DUMPABLE}, "prctl(PR_GET_DUMPABLE)");
+  TRY(context.runner->run(tid, batch));
+  ThreadView view;
+  view.status = TRY(context.process.status(tid));
+  view.inner = innermost(view.status, tid);
+  const auto bytes = batch.bytes(stack);
+  view.alternate_stack.assign(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  view.clear_child_tid = batch.value<uint64_t>(clear_tid);
+  view.timer_slack = static_cast<uint64_t>(batch.result(slack));
+  view.securebits = static_cast<uint32_t>(batch.result(bits));
+  view.dumpable = static_cast<int>(batch.result(dumpable));
+  return &context.views.emplace(tid, std::move(view)).first->second;
 }
 
 namespace {
 
 using tracee::Batch;
 constexpr std::string_view kName = "threads";
-constexpr int kPrGetTidAddress = 40;  // linux/prctl.h
 constexpr int kIoPriorityOfProcess = 1;  // IOPRIO_WHO_PROCESS, linux/ioprio.h
 
 /// linux/sched/types.h, SCHED_ATTR_SIZE_VER1.
@@ -81,24 +112,12 @@ Status capture_kernel_view(wire::ThreadState& state, pid_t tid) {
   return {};
 }
 
-/// What only the thread itself can be asked.
-Status capture_own_view(CaptureContext& context, wire::ThreadState& state, pid_t tid) {
-  Batch batch;
-  const auto stack = batch.reserve(sizeof(stack_t));
-  const auto clear_tid = batch.reserve(sizeof(uint64_t));
-  batch.call(SYS_sigaltstack, {0, stack}, "read the alternate signal stack");
-  batch.call(SYS_prctl, {kPrGetTidAddress, clear_tid}, "prctl(PR_GET_TID_ADDRESS)");
-  const size_t slack = batch.call(SYS_prctl, {PR_GET_TIMERSLACK}, "prctl(PR_GET_TIMERSLACK)");
-  TRY(context.runner->run(tid, batch));
-  const auto bytes = batch.bytes(stack);
-  state.set_alternate_stack(bytes.data(), bytes.size());
-  state.set_clear_child_tid(batch.value<uint64_t>(clear_tid));
-  state.set_timer_slack(static_cast<uint64_t>(batch.result(slack)));
-  return {};
-}
-
 Status capture_thread(CaptureContext& context, const tracee::FrozenThread& thread, wire::ThreadState& state) {
-  state.set_tid(TRY(inner_tid(context.process, thread.tid)));
+  const ThreadView& view = *TRY(view_of(context, thread.tid));
+  state.set_tid(view.inner);
+  state.set_alternate_stack(view.alternate_stack);
+  state.set_clear_child_tid(view.clear_child_tid);
+  state.set_timer_slack(view.timer_slack);
   state.set_name(
       std::string(trim(TRY(read_file(context.process.path(fmt::format("task/{}/comm", thread.tid)))))));
   const tracee::Registers registers = TRY(tracee::read_registers(thread.tid));
@@ -106,8 +125,7 @@ Status capture_thread(CaptureContext& context, const tracee::FrozenThread& threa
   state.set_general(bytes_of(capture_wait(context, thread, state)));
   state.set_xstate(registers.xstate.data(), registers.xstate.size());
   state.set_signal_mask(thread.signal_mask);
-  TRY(capture_kernel_view(state, thread.tid));
-  return capture_own_view(context, state, thread.tid);
+  return capture_kernel_view(state, thread.tid);
 }
 
 Result<std::string> capture(CaptureContext& context) {

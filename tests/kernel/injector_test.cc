@@ -373,6 +373,41 @@ TEST(Injector, ASignalThatWaitsInASignalfdIsNotTaken) {
   EXPECT_EQ(shared->handled.load(), 3);
 }
 
+/// As the workers of many servers do: the leader does not block what the worker blocks.
+void run_blocking_worker(Counters& shared, bool with_pending, const std::function<void()>& ready) {
+  std::thread worker([&] {
+    sigset_t all, mask, urgent;
+    sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, nullptr);
+    if (with_pending) ::pthread_kill(::pthread_self(), SIGURG);
+    shared.tid = ::gettid();
+    while (shared.stop.load() == 0) shared.ticks.fetch_add(1);
+    ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
+    for (const int signal : {SIGURG, SIGWINCH, SIGTERM}) shared.wrong += sigismember(&mask, signal) == 1 ? 0 : 1;
+    sigemptyset(&urgent);
+    sigaddset(&urgent, SIGURG);
+    const timespec no_time{};
+    shared.handled = ::sigtimedwait(&urgent, nullptr, &no_time) == SIGURG ? 1 : 0;
+  });
+  while (shared.tid.load() == 0) ::usleep(100);
+  ready();
+  worker.join();
+  ::_exit(0);
+}
+
+TEST(Injector, AWorkerThatBlocksAllSignalsKeepsItsMaskAndWhatIsPending) {
+  for (const bool with_pending : {false, true}) {
+    Shared<Counters> shared;
+    Target target([&](const auto& ready) { run_blocking_worker(*shared, with_pending, ready); });
+    inject_often(target.pid(), shared->tid.load(), 10);
+    inject_often(target.pid(), target.pid(), 10);
+    shared->stop = 1;
+    EXPECT_EQ(target.wait(), 0);
+    EXPECT_EQ(shared->wrong.load(), 0);
+    EXPECT_EQ(shared->handled.load(), with_pending ? 1 : 0);
+  }
+}
+
 TEST(Injector, ASeccompFilterIsSuspendedAndThenInForceAgain) {
   Shared<Counters> shared;
   Target target([&](const auto& ready) {
