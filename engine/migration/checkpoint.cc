@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "engine/base/realtime.h"
+#include "engine/base/warm_memory.h"
 #include "engine/model/record_stream.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/guardian.h"
@@ -111,6 +112,7 @@ Status begin(Rebuild& rebuild, const wire::Record& record) {
 
 Result<Report> checkpoint(const CheckpointOptions& options) {
   Guardian guardian = TRY(Guardian::start(options.pid, "", false));
+  warm_memory();
   const auto process = TRY(tracee::Process::open(options.pid));
   state::Intent intent;
   intent.to_file = true;

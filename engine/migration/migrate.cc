@@ -7,6 +7,7 @@
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
 #include "engine/base/realtime.h"
+#include "engine/base/warm_memory.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/hooks.h"
 #include "engine/migration/inventory.h"
@@ -32,6 +33,8 @@ class Migration {
 
   Result<Report> run() {
     started_ = monotonic_now();
+    // ORDER: after the guardian's fork, which shares all that is written later.
+    warm_memory();
     Status done = stages();
     if (!done.ok()) done = give_up(done.take_error());
     if (done.ok()) linger();

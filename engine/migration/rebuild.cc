@@ -14,6 +14,7 @@
 #include "engine/base/log.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/base/pidfd.h"
+#include "engine/base/warm_memory.h"
 #include "engine/codec/decoder.h"
 #include "engine/migration/join_areas.h"
 #include "engine/state/house.h"
@@ -112,6 +113,7 @@ Status Rebuild::begin(const wire::Inventory& inventory) {
   thread_ = TRY(tracee::ShellThread::start());
   const bool taken = where_ == PidNamespace::kAuto && any_taken(inventory.tree().nodes(0));
   TRY(spawn(inventory, taken || where_ == PidNamespace::kNew));
+  warm_memory();
   installer_ = TRY(uffd::PageInstaller::create(pid_));
   return {};
 }

@@ -7,6 +7,7 @@
 
 #include "engine/base/kernel_features.h"
 #include "engine/base/log.h"
+#include "engine/base/warm_memory.h"
 #include "engine/migration/dead_commits.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
@@ -28,6 +29,7 @@ Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
   // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is
   // killed; the next one could not listen.
   (void)kernel_features();
+  warm_memory();
   auto listener = TRY(transport::Listener::create(options.listen));
   TRY(require_secure(listener.local(), options.insecure));
   std::unique_ptr<Receiver> made(new Receiver(std::move(options), std::move(listener)));

@@ -11,12 +11,14 @@ import pathlib
 import platform
 import statistics
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "support"))
 from godwit import Hosts, Program  # noqa: E402
 
 SIZES = [(1, 0), (64, 0), (1024, 0), (4096, 0), (1024, 200)]  # MiB touched, MiB/s rewritten
+SETTLE = 3  # seconds: what the last move freed goes back to the host of this virtual machine
 PARTS = ("freeze", "scan", "pages", "state", "commit", "resume")
 
 
@@ -47,6 +49,7 @@ def measure(hosts, touched, dirty, runs):
         moved.check()  # the span between the two: no move in it, but a verification of all memory
         still = max(length for _, _, length in pauses(moved))
         for _ in range(runs):
+            time.sleep(SETTLE)
             moved.check()
             completed = moved.move_to(b if moved.host is a else a)
             moved.check()
