@@ -1,6 +1,7 @@
 // The yardstick of the throughput bench: bytes through one TCP connection with 1 MiB writes, and nothing
-// else. raw_tcp receive PORT; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the receiver's
-// answer.
+// else. raw_tcp receive PORT [MIB]; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the receiver's
+// answer. With MIB the receiver keeps what comes, in memory that nobody has touched before: what a copy of a process
+// needs, whatever brings it.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -18,7 +19,7 @@ static double now(void) {
   return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-static int serve(const char* port) {
+static int serve(const char* port, size_t kept_mib) {
   struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(port))};
   const int on = 1;
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
@@ -27,8 +28,13 @@ static int serve(const char* port) {
   printf("ready\n");
   fflush(stdout);
   const int guest = accept(listener, NULL, NULL);
-  char* chunk = malloc(kChunk);
-  while (recv(guest, chunk, kChunk, 0) > 0) {
+  const size_t room = kept_mib ? kept_mib * kChunk : kChunk;
+  char* memory = malloc(room);
+  for (size_t at = 0; room > at;) {
+    const size_t most = kept_mib && room - at < kChunk ? room - at : kChunk;
+    const ssize_t n = recv(guest, memory + at, most, 0);
+    if (n <= 0) break;
+    if (kept_mib) at += (size_t)n;
   }
   return send(guest, "!", 1, 0) != 1;
 }
@@ -55,8 +61,9 @@ static int measure(const char* address, const char* port, size_t mib) {
 }
 
 int main(int argc, char** argv) {
-  if (argc == 3 && !strcmp(argv[1], "receive")) return serve(argv[2]);
+  if (argc >= 3 && argc <= 4 && !strcmp(argv[1], "receive"))
+    return serve(argv[2], argc == 4 ? (size_t)atol(argv[3]) : 0);
   if (argc == 5 && !strcmp(argv[1], "send")) return measure(argv[2], argv[3], (size_t)atol(argv[4]));
-  fprintf(stderr, "usage: %s receive PORT | send ADDR PORT MIB\n", argv[0]);
+  fprintf(stderr, "usage: %s receive PORT [MIB] | send ADDR PORT MIB\n", argv[0]);
   return 2;
 }
