@@ -16,10 +16,13 @@ void print_json(const ordered_json& object) {
   std::fflush(stdout);
 }
 
-double to_ms(Nanos t) { return static_cast<double>(t.count()) / 1e6; }
+double to_ms(Nanos t) {
+  return static_cast<double>(t.count()) / 1e6;
+}
 
 ordered_json to_json(const state::Finding& f) {
-  return {{"event", "finding"}, {"room", f.room}, {"subject", f.subject}, {"what", f.what}, {"why", f.why}, {"remedy", f.remedy}, {"fatal", f.fatal}};
+  return {{"event", "finding"}, {"room", f.room},     {"subject", f.subject}, {"what", f.what},
+          {"why", f.why},       {"remedy", f.remedy}, {"fatal", f.fatal}};
 }
 
 ordered_json to_json(const migration::Downtime& d) {
@@ -28,20 +31,28 @@ ordered_json to_json(const migration::Downtime& d) {
 }
 
 ordered_json to_json(const migration::RoundStats& r) {
-  return {{"round", r.round}, {"pages", r.pages}, {"bytes", r.wire_bytes}, {"duration_us", to_micros(r.duration)}, {"scan_us", to_micros(r.scan)}};
+  return {{"round", r.round},
+          {"pages", r.pages},
+          {"bytes", r.wire_bytes},
+          {"duration_us", to_micros(r.duration)},
+          {"scan_us", to_micros(r.scan)}};
 }
 
 }  // namespace
 
 void Events::listening(const std::string& address, uint16_t port) const {
-  if (json_) print_json({{"event", "listening"}, {"address", address}, {"port", port}});
-  else fmt::print("listening on {}:{}\n", address, port);
+  if (json_)
+    print_json({{"event", "listening"}, {"address", address}, {"port", port}});
+  else
+    fmt::print("listening on {}:{}\n", address, port);
   std::fflush(stdout);
 }
 
 void Events::running(pid_t pid, pid_t inner_pid) const {
-  if (json_) print_json({{"event", "running"}, {"pid", inner_pid}, {"host_pid", pid}});
-  else fmt::print("pid {} is running\n", inner_pid);
+  if (json_)
+    print_json({{"event", "running"}, {"pid", inner_pid}, {"host_pid", pid}});
+  else
+    fmt::print("pid {} is running\n", inner_pid);
   std::fflush(stdout);
 }
 
@@ -58,14 +69,21 @@ void Events::findings(const state::Findings& findings) const {
 
 void Events::progress(const migration::Progress& p) const {
   if (json_) {
-    print_json({{"event", "progress"}, {"phase", p.phase}, {"round", p.round}, {"pages", p.pages}, {"wire_bytes", p.wire_bytes},
-                {"bytes_per_second", p.bytes_per_second}, {"dirty_pages_per_second", p.dirty_pages_per_second},
+    print_json({{"event", "progress"},
+                {"phase", p.phase},
+                {"round", p.round},
+                {"pages", p.pages},
+                {"wire_bytes", p.wire_bytes},
+                {"bytes_per_second", p.bytes_per_second},
+                {"dirty_pages_per_second", p.dirty_pages_per_second},
                 {"expected_downtime_us", to_micros(p.expected_downtime)}});
     return;
   }
   if (::isatty(STDERR_FILENO) == 0) return;
-  fmt::print(stderr, "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms   ", p.phase,
-             p.round, p.pages, p.bytes_per_second / 1e6, p.dirty_pages_per_second, to_ms(p.expected_downtime));
+  fmt::print(stderr,
+             "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms   ",
+             p.phase, p.round, p.pages, p.bytes_per_second / 1e6, p.dirty_pages_per_second,
+             to_ms(p.expected_downtime));
   std::fflush(stderr);
 }
 
@@ -73,9 +91,13 @@ void Events::completed(const migration::Report& r) const {
   if (!json_) {
     const auto& d = r.downtime;
     if (::isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\n");
-    fmt::print("pid {} moved in {:.1f} ms over {} rounds, {} pages, {} bytes on the wire\n", r.pid, to_ms(r.total), r.rounds.size(), r.pages.sent, r.wire_bytes);
-    fmt::print("downtime {:.2f} ms: freeze {:.2f}, scan {:.2f}, pages {:.2f}, state {:.2f}, commit {:.2f}, resume {:.2f}\n", to_ms(d.total()),
-               to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit), to_ms(d.resume));
+    fmt::print("pid {} moved in {:.1f} ms over {} rounds, {} pages, {} bytes on the wire\n", r.pid,
+               to_ms(r.total), r.rounds.size(), r.pages.sent, r.wire_bytes);
+    fmt::print(
+        "downtime {:.2f} ms: freeze {:.2f}, scan {:.2f}, pages {:.2f}, state {:.2f}, commit {:.2f}, resume "
+        "{:.2f}\n",
+        to_ms(d.total()), to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit),
+        to_ms(d.resume));
     std::fflush(stdout);
     if (!r.restarts_anew.empty())
       fmt::print(stderr, "godwit: sleeps and other waits of pid {} began their time anew: {}\n", r.pid,
@@ -110,8 +132,9 @@ void Events::failed(const Error& error, const std::string& original) const {
     if (!original.empty()) fmt::print(stderr, "godwit: the original is {}\n", original);
     return;
   }
-  ordered_json line = {{"event", "failed"}, {"kind", to_string(error.kind)}, {"operation", error.operation}, {"subject", error.subject},
-                       {"message", error.message()}, {"remedy", error.remedy}};
+  ordered_json line = {
+      {"event", "failed"},        {"kind", to_string(error.kind)}, {"operation", error.operation},
+      {"subject", error.subject}, {"message", error.message()},    {"remedy", error.remedy}};
   if (!original.empty()) line["original"] = original;
   print_json(line);
 }

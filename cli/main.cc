@@ -9,9 +9,12 @@ namespace {
 using godwit::cli::Arguments;
 
 void add_limits(CLI::App& verb, Arguments& a) {
-  verb.add_option("--downtime-limit", a.downtime_limit_ms, "freeze when this many milliseconds are enough")->capture_default_str();
+  verb.add_option("--downtime-limit", a.downtime_limit_ms, "freeze when this many milliseconds are enough")
+      ->capture_default_str();
   verb.add_option("--timeout", a.timeout_s, "give up after this many seconds");
-  verb.add_option("--max-rounds", a.max_rounds, "give up after this many rounds")->capture_default_str()->check(CLI::Range(2, 1000));
+  verb.add_option("--max-rounds", a.max_rounds, "give up after this many rounds")
+      ->capture_default_str()
+      ->check(CLI::Range(2, 1000));
 }
 
 void add_link(CLI::App& verb, Arguments& a) {
@@ -20,7 +23,9 @@ void add_link(CLI::App& verb, Arguments& a) {
 }
 
 void add_link_timeout(CLI::App& verb, Arguments& a, const char* what) {
-  verb.add_option("--link-timeout", a.link_timeout_s, what)->capture_default_str()->check(CLI::Range(0.05, 3600.0));
+  verb.add_option("--link-timeout", a.link_timeout_s, what)
+      ->capture_default_str()
+      ->check(CLI::Range(0.05, 3600.0));
 }
 
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
@@ -30,9 +35,14 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   add_limits(*migrate, a);
   add_link(*migrate, a);
   migrate->add_option("--bandwidth", a.bandwidth, "bytes per second at most (k, M, G)");
-  add_link_timeout(*migrate, a, "seconds of silence after which the link is cut; answers may take 6 times that, and after COMMIT a lost peer is asked for 3 times that");
-  migrate->add_option("--channels", a.channels, "connections")->capture_default_str()->check(CLI::Range(1, 16));
-  migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")->capture_default_str();
+  add_link_timeout(*migrate, a,
+                   "seconds of silence after which the link is cut; answers may take 6 times that, and after "
+                   "COMMIT a lost peer is asked for 3 times that");
+  migrate->add_option("--channels", a.channels, "connections")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 16));
+  migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")
+      ->capture_default_str();
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
   migrate->callback([verb] { *verb = godwit::cli::migrate; });
 }
@@ -43,7 +53,9 @@ void add_receive(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   receive->add_flag("--once", a.once, "end after one process");
   receive->add_flag("--insecure", a.insecure, "plain TCP on an address that is not loopback");
   receive->add_option("--pid-namespace", a.pid_namespace, "auto, host or new")->capture_default_str();
-  add_link_timeout(*receive, a, "seconds of silence after which the link is cut; a prepared process waits for COMMIT twice that");
+  add_link_timeout(
+      *receive, a,
+      "seconds of silence after which the link is cut; a prepared process waits for COMMIT twice that");
   receive->add_option("--hook", a.hooks, "directory of programs: pre-resume, resumed, aborted");
   receive->callback([verb] { *verb = godwit::cli::receive; });
 }
@@ -65,7 +77,8 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
 }
 
 void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
-  CLI::App* check = app.add_subcommand("check", "say whether a process can move, and why not; touches nothing");
+  CLI::App* check =
+      app.add_subcommand("check", "say whether a process can move, and why not; touches nothing");
   check->add_option("PID", a.pid)->required();
   check->add_option("--to", a.host, "HOST[:PORT]: ask that host as well");
   add_link(*check, a);

@@ -15,8 +15,9 @@ int probe(const Arguments& arguments) {
   for (const KernelFeature& feature : kernel_features().list()) {
     complete = complete && (feature.available || !feature.required);
     if (arguments.json) {
-      const nlohmann::ordered_json line = {{"event", "feature"}, {"name", feature.name}, {"available", feature.available},
-                                           {"required", feature.required}, {"needed_for", feature.needed}, {"without", feature.without}};
+      const nlohmann::ordered_json line = {
+          {"event", "feature"},           {"name", feature.name},         {"available", feature.available},
+          {"required", feature.required}, {"needed_for", feature.needed}, {"without", feature.without}};
       fmt::print("{}\n", line.dump());
       continue;
     }

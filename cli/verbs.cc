@@ -22,7 +22,8 @@ constexpr const char* kDefaultPort = "4639";
 
 std::atomic<bool> cancelled = false;
 
-/// The first SIGINT or SIGTERM asks the engine to stop in order; it does within a round. A second one is the default.
+/// The first SIGINT or SIGTERM asks the engine to stop in order; it does within a round. A second one is the
+/// default.
 void cancel_on_signals() {
   struct sigaction action {};
   action.sa_handler = [](int) { cancelled.store(true); };
@@ -39,7 +40,9 @@ Result<uint64_t> parse_size(std::string_view text, const char* what) {
   if (text.ends_with('M')) unit = uint64_t{1} << 20;
   if (text.ends_with('G')) unit = uint64_t{1} << 30;
   const auto number = parse_number(unit == 1 ? text : text.substr(0, text.size() - 1));
-  if (!number) return fail(ErrorKind::kUsage, fmt::format("read {}", what), std::string(text), "give a number, with k, M or G if you like");
+  if (!number)
+    return fail(ErrorKind::kUsage, fmt::format("read {}", what), std::string(text),
+                "give a number, with k, M or G if you like");
   return *number * unit;
 }
 
@@ -139,11 +142,13 @@ Status try_restore(const Arguments& arguments, const Events& events) {
 }
 
 Status try_check(const Arguments& arguments, const Events& events) {
-  const auto findings = TRY(migration::check(arguments.pid, TRY(link_of(arguments)), arguments.move_addresses));
+  const auto findings =
+      TRY(migration::check(arguments.pid, TRY(link_of(arguments)), arguments.move_addresses));
   events.findings(findings);
   for (const state::Finding& finding : findings) {
     if (finding.fatal)
-      return fail(ErrorKind::kRefused, "check", fmt::format("pid {}", arguments.pid), "see the findings above; nothing was touched");
+      return fail(ErrorKind::kRefused, "check", fmt::format("pid {}", arguments.pid),
+                  "see the findings above; nothing was touched");
   }
   if (!arguments.json) fmt::print("pid {} can move\n", arguments.pid);
   return {};
@@ -173,7 +178,10 @@ int check(const Arguments& arguments) {
 int resolve(const Arguments& arguments) {
   const Events events(arguments.json);
   if (arguments.resume == arguments.discard)
-    return finish(events, fail(ErrorKind::kUsage, "resolve", fmt::format("pid {}", arguments.pid), "give --resume or --discard"), "");
+    return finish(events,
+                  fail(ErrorKind::kUsage, "resolve", fmt::format("pid {}", arguments.pid),
+                       "give --resume or --discard"),
+                  "");
   return finish(events, migration::resolve(arguments.pid, arguments.resume), "");
 }
 
@@ -192,7 +200,8 @@ int inspect(const Arguments& arguments) {
   const Events events(arguments.json);
   auto source = transport::FileSource::open(arguments.file);
   if (!source.ok()) return finish(events, source.take_error(), "");
-  return finish(events, wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }), "");
+  return finish(events, wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }),
+                "");
 }
 
 }  // namespace godwit::cli

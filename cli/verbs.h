@@ -1,4 +1,5 @@
-// One function a verb: carries it out and returns the exit code. Everything they do goes through engine/migration.
+// One function a verb: carries it out and returns the exit code. Everything they do goes through
+// engine/migration.
 #pragma once
 
 #include <string>
@@ -9,7 +10,7 @@ namespace godwit::cli {
 struct Arguments {
   bool json = false;
   int pid = 0;
-  std::string host;      ///< "HOST" or "HOST:PORT"
+  std::string host;  ///< "HOST" or "HOST:PORT"
   std::string listen = "127.0.0.1:4639";
   std::string file;
   bool once = false;

@@ -131,7 +131,8 @@ Status PageInstaller::fill_missing(RemoteAddr at, std::span<const std::byte> byt
       batch = kPageSize;
       continue;
     }
-    // A page of an area that was unmapped and mapped anew since begin_fresh(): not registered, so nothing blocks.
+    // A page of an area that was unmapped and mapped anew since begin_fresh(): not registered, so nothing
+    // blocks.
     if (!filled.ok() && filled.error().err == ENOENT) filled = Filled{};
     size_t done = TRY(std::move(filled)).bytes;
     if (done == 0) {
@@ -150,7 +151,8 @@ Status PageInstaller::zero_missing(AddressRange range) const {
     // Page after page where the run crosses areas, as in fill_missing.
     Result<Filled> filled = uffd_.zero_page({at, range.end});
     if (!filled.ok() && filled.error().err == ENOENT) filled = uffd_.zero_page({at, at + kPageSize});
-    if (!filled.ok() && filled.error().err == ENOENT) filled = Filled{};  // no longer registered, as in fill_missing
+    if (!filled.ok() && filled.error().err == ENOENT)
+      filled = Filled{};  // no longer registered, as in fill_missing
     const size_t done = TRY(std::move(filled)).bytes;
     if (done == 0) TRY(write_zeros({at, at + kPageSize}));
     at = at + std::max(done, kPageSize);

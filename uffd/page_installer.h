@@ -1,6 +1,6 @@
 // Puts pages into another process. Place in the pipeline: the last stage on the destination, between decoder
-// and the shell that will run. Thread: begin_fresh, register_fresh and end_fresh alone; in between, several threads may
-// install to and read from disjoint ranges.
+// and the shell that will run. Thread: begin_fresh, register_fresh and end_fresh alone; in between, several
+// threads may install to and read from disjoint ranges.
 //
 // Two phases. In the *fresh* phase a userfaultfd is registered for missing pages and first arrivals are
 // installed with UFFDIO_COPY, which spares the fault and the clearing of the page; areas that are not
@@ -37,10 +37,10 @@ class PageInstaller {
 
   /// `uffd` was made inside the process and adopted with no features. Nothing is registered yet.
   void begin_fresh(Uffd uffd) { uffd_ = std::move(uffd); }
-  /// In the fresh phase: registers `ranges`, all that the process has now, for missing pages; what already is stays so.
-  /// A range that cannot be registered is left to the other ways. Errors: TargetGone, System.
-  /// KERNEL: an area beside a registered one, but not registered itself, gets an anon_vma of its own with its first
-  /// page, and the two can then never be one area again, which the process may rely on in mremap.
+  /// In the fresh phase: registers `ranges`, all that the process has now, for missing pages; what already is
+  /// stays so. A range that cannot be registered is left to the other ways. Errors: TargetGone, System.
+  /// KERNEL: an area beside a registered one, but not registered itself, gets an anon_vma of its own with its
+  /// first page, and the two can then never be one area again, which the process may rely on in mremap.
   Status register_fresh(const std::vector<AddressRange>& ranges);
   [[nodiscard]] bool is_fresh() const { return uffd_.valid(); }
   /// Closes the userfaultfd: from here on the process may run. Costs a visit of every registered area.

@@ -32,8 +32,8 @@ class WpTracker : public DirtyTracker {
   /// are made here. Errors: Unsupported (no WP_ASYNC), TargetGone, Denied, System.
   static Result<WpTracker> create(pid_t pid, Fd fresh, unsigned scan_threads = 2);
 
-  /// One ioctl for each stretch of adjacent ranges, one a range where a stretch does not take it. The target must
-  /// stand still since its areas were read, and `ranges` be whole areas: a part would be split off.
+  /// One ioctl for each stretch of adjacent ranges, one a range where a stretch does not take it. The target
+  /// must stand still since its areas were read, and `ranges` be whole areas: a part would be split off.
   Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) override;
   Result<PageRuns> collect(AddressRange range) override;
   /// Only populated pages. A guard page has `guard` and is not `present`.
@@ -46,8 +46,8 @@ class WpTracker : public DirtyTracker {
   /// pages count as written.
   Result<PageRuns> last_pass(AddressRange range) override;
 
-  /// Stops tracking area by area, so that a running target does not wait for all of it at once; afterwards only
-  /// destruction is allowed.
+  /// Stops tracking area by area, so that a running target does not wait for all of it at once; afterwards
+  /// only destruction is allowed.
   void release() override;
 
  private:
@@ -65,7 +65,8 @@ class WpTracker : public DirtyTracker {
   pid_t pid_;
   Uffd uffd_;
   PageScanner scanner_;
-  std::vector<AddressRange> file_areas_;  // private mappings of files, sorted: only there it matters whose page it is
+  std::vector<AddressRange>
+      file_areas_;  // private mappings of files, sorted: only there it matters whose page it is
   bool areas_known_ = false;
   PageRegions regions_;  // kept between scans for its room
   PageRuns owed_;        // cleared in the kernel by a collect() that then failed

@@ -89,8 +89,7 @@ Error fail_errno(std::string operation, std::string subject, int err, SourceLoca
 }
 
 void check_failed(const char* expression, SourceLocation origin) {
-  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file,
-             origin.line);
+  fmt::print(stderr, "godwit: bug: CHECK({}) failed at {}:{}\n", expression, origin.file, origin.line);
   std::abort();
 }
 

@@ -17,7 +17,8 @@ namespace godwit {
 struct SourceLocation {
   const char* file = "";
   unsigned line = 0;
-  static constexpr SourceLocation current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+  static constexpr SourceLocation current(const char* file = __builtin_FILE(),
+                                          unsigned line = __builtin_LINE()) {
     return {file, line};
   }
 };
@@ -118,5 +119,4 @@ Error fail_errno(std::string operation, std::string subject, int err = errno,
     (result).take();                 \
   })
 #define TRY(expr) GODWIT_TRY_(GODWIT_CONCAT(try_result_, __COUNTER__), expr)
-#define CHECK(cond) \
-  ((cond) ? static_cast<void>(0) : ::godwit::check_failed(#cond, SourceLocation::current()))
+#define CHECK(cond) ((cond) ? static_cast<void>(0) : ::godwit::check_failed(#cond, SourceLocation::current()))

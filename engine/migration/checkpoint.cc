@@ -4,10 +4,10 @@
 
 #include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
-#include "engine/model/record_stream.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/inventory.h"
+#include "engine/model/record_stream.h"
 #include "engine/state/host_facts.h"
 #include "engine/state/house.h"
 #include "engine/transport/file.h"
@@ -42,9 +42,11 @@ class Collected final : public ByteSink {
   std::vector<std::byte> bytes_;
 };
 
-/// The first bytes of an image. KERNEL: the offsets of a time namespace are set before a process enters it, so a reader
-/// needs them first; but they are known last, at the freeze, and the clocks must not go back behind it.
-Result<std::vector<std::byte>> image_head(const wire::StreamHeader& header, const wire::Inventory& inventory) {
+/// The first bytes of an image. KERNEL: the offsets of a time namespace are set before a process enters it,
+/// so a reader needs them first; but they are known last, at the freeze, and the clocks must not go back
+/// behind it.
+Result<std::vector<std::byte>> image_head(const wire::StreamHeader& header,
+                                          const wire::Inventory& inventory) {
   Collected head;
   wire::RecordWriter writer(head, header);
   TRY(writer.start());
@@ -52,15 +54,17 @@ Result<std::vector<std::byte>> image_head(const wire::StreamHeader& header, cons
   return head.bytes();
 }
 
-Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header, const wire::Inventory& inventory,
-                    uint64_t size) {
+Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header,
+                    const wire::Inventory& inventory, uint64_t size) {
   const auto head = TRY(image_head(header, inventory));
-  if (head.size() != size) return fail(ErrorKind::kBug, "rewrite an image", "its inventory", "it has another size");
+  if (head.size() != size)
+    return fail(ErrorKind::kBug, "rewrite an image", "its inventory", "it has another size");
   return sink.rewrite(0, head);
 }
 
-Status write_image(const CheckpointOptions& options, const tracee::Process& process, const state::Intent& intent,
-                   Guardian& guardian, transport::FileSink& sink, Report& report) {
+Status write_image(const CheckpointOptions& options, const tracee::Process& process,
+                   const state::Intent& intent, Guardian& guardian, transport::FileSink& sink,
+                   Report& report) {
   TRY(judge(TRY(check_here(process, intent)), options.on_findings));
 
   wire::StreamHeader header;
@@ -133,11 +137,14 @@ Result<pid_t> restore(const RestoreOptions& options) {
   for (;;) {
     const wire::Record record = TRY(reader.next());
     if (record.type == wire::RecordType::kEnd) break;
-    if (record.type == wire::RecordType::kInventory) TRY(begin(rebuild, record));
-    else TRY(rebuild.take(record));
+    if (record.type == wire::RecordType::kInventory)
+      TRY(begin(rebuild, record));
+    else
+      TRY(rebuild.take(record));
   }
   if (!rebuild.prepared())
-    return fail(ErrorKind::kCorrupt, "restore", options.path, "the image ends before the process is complete");
+    return fail(ErrorKind::kCorrupt, "restore", options.path,
+                "the image ends before the process is complete");
   TRY(rebuild.resume());
   if (options.on_running) options.on_running(rebuild.pid(), rebuild.inner_pid());
   return rebuild.pid();

@@ -21,8 +21,8 @@ struct CheckpointOptions {
   const std::atomic<bool>* cancelled = nullptr;
 };
 
-/// Pre-copy rounds into the file, then the freeze: what was rewritten stands in the file twice and the later one
-/// counts. On an error the process runs on and no file of that name appears. Errors as migrate().
+/// Pre-copy rounds into the file, then the freeze: what was rewritten stands in the file twice and the later
+/// one counts. On an error the process runs on and no file of that name appears. Errors as migrate().
 Result<Report> checkpoint(const CheckpointOptions& options);
 
 struct RestoreOptions {
@@ -31,8 +31,8 @@ struct RestoreOptions {
   std::function<void(pid_t pid, pid_t inner_pid)> on_running;
 };
 
-/// Rebuilds the process of the image and lets it run; returns its pid as this engine sees it. It is a child of this
-/// process. Errors: Corrupt naming the record, Refused when this host does not fit, and as Rebuild.
+/// Rebuilds the process of the image and lets it run; returns its pid as this engine sees it. It is a child
+/// of this process. Errors: Corrupt naming the record, Refused when this host does not fit, and as Rebuild.
 Result<pid_t> restore(const RestoreOptions& options);
 
 }  // namespace godwit::migration

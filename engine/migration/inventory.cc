@@ -40,7 +40,8 @@ Status add_process(wire::Tree& tree, const tracee::Process& process) {
   return {};
 }
 
-/// A file that the process may write changes under way: it has to be there, and its room compares it in the freeze.
+/// A file that the process may write changes under way: it has to be there, and its room compares it in the
+/// freeze.
 wire::FileFact written_file(const std::string& path) {
   wire::FileFact fact;
   fact.set_path(path);

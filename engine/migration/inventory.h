@@ -1,5 +1,5 @@
-// What speaks against a move, and what the destination has to know before the first byte of memory: the process tree,
-// this host's facts, the files. Nothing of the process is touched. Any thread.
+// What speaks against a move, and what the destination has to know before the first byte of memory: the
+// process tree, this host's facts, the files. Nothing of the process is touched. Any thread.
 #pragma once
 
 #include <functional>
@@ -24,12 +24,13 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process);
 /// "ADDR/LEN@DEV", each, as the rooms need them.
 state::Intent intent_of(const std::vector<std::string>& move_addresses);
 
-/// This host's findings. What a program holds for an instant only (the journal of a transaction, deleted while we look)
-/// is looked at again: a fatal finding about a file is one that does not pass. Errors: TargetGone, Denied.
+/// This host's findings. What a program holds for an instant only (the journal of a transaction, deleted
+/// while we look) is looked at again: a fatal finding about a file is one that does not pass. Errors:
+/// TargetGone, Denied.
 Result<state::Findings> check_here(const tracee::Process& process, const state::Intent& intent);
 
-/// The destination's: sends it the inventory and waits for the answer; again as above. Without a fatal finding the
-/// destination has made its shell.
+/// The destination's: sends it the inventory and waits for the answer; again as above. Without a fatal
+/// finding the destination has made its shell.
 Result<state::Findings> check_there(Link& link, const tracee::Process& process,
                                     const std::vector<std::string>& move_addresses);
 

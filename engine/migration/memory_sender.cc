@@ -123,8 +123,8 @@ Result<PageRuns> MemorySender::collect() {
   return found;
 }
 
-/// KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it here), so that
-/// a written page of it looks clean: of fresh areas every populated page counts as written.
+/// KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it
+/// here), so that a written page of it looks clean: of fresh areas every populated page counts as written.
 Status MemorySender::add_unmarked(PageRuns& found) {
   PageSet told;
   for (const PageRun& run : found) told.insert(run.range);
@@ -132,7 +132,8 @@ Status MemorySender::add_unmarked(PageRuns& found) {
     PageSet populated;
     for (const PageRun& run : TRY(tracker_.survey(range))) {
       const Vma* vma = find_vma(layout_, run.range.start);
-      if (run.present && !run.file && vma != nullptr && vma->kind != VmaKind::kFileShared) populated.insert(run.range);
+      if (run.present && !run.file && vma != nullptr && vma->kind != VmaKind::kFileShared)
+        populated.insert(run.range);
     }
     for (const AddressRange& known : told.runs_in(range)) populated.erase(known);
     for (const AddressRange& missed : populated.runs()) found.push_back({missed, true, true});
@@ -146,8 +147,10 @@ Result<MemorySender::LastPass> MemorySender::survey() {
     if (!carried(vma)) continue;
     // Where nothing tells written from clean, every populated page counts as written.
     const bool blind = touches(untrackable_, vma.range) || touches(fresh_, vma.range);
-    if (blind) TRY(survey_all(vma, last));
-    else TRY(survey_changes(vma, last));
+    if (blind)
+      TRY(survey_all(vma, last));
+    else
+      TRY(survey_changes(vma, last));
   }
   for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
   for (const AddressRange& range : last.discarded) counts_.discarded += range.pages();
@@ -157,8 +160,10 @@ Result<MemorySender::LastPass> MemorySender::survey() {
 void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& last) {
   if (run.guard) last.guards.push_back(run.range);
   if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) return;
-  if (vma.kind == VmaKind::kFileShared) shared_files_.insert(run.range);
-  else last.written.push_back(run);
+  if (vma.kind == VmaKind::kFileShared)
+    shared_files_.insert(run.range);
+  else
+    last.written.push_back(run);
 }
 
 /// The cheap look: the kernel tells only what is written or absent.

@@ -43,8 +43,9 @@ class MemorySender {
                LaneOf lane_of)
       : memory_(memory), tracker_(tracker), lanes_(std::move(lanes)), lane_of_(std::move(lane_of)) {}
 
-  /// Takes over the layout: vanished areas are forgotten, new ones wait for track(). Private-file and anonymous areas
-  /// are carried in rounds; shared files only in the last pass (their storage may be common to both hosts).
+  /// Takes over the layout: vanished areas are forgotten, new ones wait for track(). Private-file and
+  /// anonymous areas are carried in rounds; shared files only in the last pass (their storage may be common
+  /// to both hosts).
   void follow(const Layout& layout);
   /// True if there are areas that are not under the tracker yet.
   [[nodiscard]] bool has_untracked() const { return !unregistered_.empty(); }
@@ -90,10 +91,10 @@ class MemorySender {
   DirtyTracker& tracker_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   LaneOf lane_of_;
-  Layout layout_;                          ///< what is mapped now
-  std::vector<AddressRange> tracked_;      ///< under the tracker, or wanted there; ascending
+  Layout layout_;                           ///< what is mapped now
+  std::vector<AddressRange> tracked_;       ///< under the tracker, or wanted there; ascending
   std::vector<AddressRange> unregistered_;  ///< wanted, but not under the tracker yet
-  std::vector<AddressRange> untrackable_;  ///< re-sent whole in the freeze
+  std::vector<AddressRange> untrackable_;   ///< re-sent whole in the freeze
   std::vector<AddressRange>
       fresh_;             ///< tracked since the last collect: every populated page counts as written
   PageSet held_;          ///< what the destination has got from us

@@ -206,8 +206,8 @@ class Migration {
     }
   }
 
-  /// In doubt nothing may be undone: the destination may run the process and own its addresses. What would undo itself
-  /// at its end is let go on purpose; the journal and `godwit resolve` take over.
+  /// In doubt nothing may be undone: the destination may run the process and own its addresses. What would
+  /// undo itself at its end is let go on purpose; the journal and `godwit resolve` take over.
   void leave_as_it_is() {
     (void)addresses_.release();
     precopy_->forget_undo();

@@ -13,8 +13,8 @@
 namespace godwit::migration {
 namespace {
 
-/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection is resolved
-/// by the kernel itself, so that it sees writes of the kernel all the same.
+/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection
+/// is resolved by the kernel itself, so that it sees writes of the kernel all the same.
 constexpr int kUserModeOnly = 1;
 
 /// The fixed part of a freeze, until one was measured: capture, finish and two round trips.
@@ -65,8 +65,8 @@ Status Precopy::arm() {
   TRY(interrupted_->look(frozen, begin));
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;
-  const size_t made = make.call(
-      SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
+  const size_t made =
+      make.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
   TRY(injector->run(process_.pid(), make));
   const int number = static_cast<int>(make.result(made));
   // ORDER: whatever fails from here on, the number inside is closed before it is told.
@@ -133,8 +133,8 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   return frozen ? Status() : track();
 }
 
-/// The process stands still meanwhile: at a boundary that is no longer one the kernel would split an area, and the
-/// program's next mremap of it would fail.
+/// The process stands still meanwhile: at a boundary that is no longer one the kernel would split an area,
+/// and the program's next mremap of it would fail.
 Status Precopy::track() {
   if (!sender_->has_untracked()) return {};
   const Nanos begin = monotonic_now();
@@ -321,8 +321,8 @@ void Precopy::forget_undo() {
 
 Status Precopy::kill() {
   Status killed = frozen_->kill();
-  // SAFETY: undone now, a connection would speak beside its copy on the other host: unsent bytes, a FIN. Forgotten,
-  // the last reference to it is closed in repair mode, without a word.
+  // SAFETY: undone now, a connection would speak beside its copy on the other host: unsent bytes, a FIN.
+  // Forgotten, the last reference to it is closed in repair mode, without a word.
   forget_undo();
   return killed;
 }

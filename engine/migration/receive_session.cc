@@ -268,8 +268,8 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   return {};
 }
 
-/// ORDER: announced before the source has let its held packets go, direct ones would overtake them, which TCP takes for
-/// loss. A source that says nothing more has died: then at once.
+/// ORDER: announced before the source has let its held packets go, direct ones would overtake them, which TCP
+/// takes for loss. A source that says nothing more has died: then at once.
 void ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reader) {
   (void)channel.set_read_timeout(std::chrono::seconds(5));
   (void)reader.next();

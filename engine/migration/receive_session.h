@@ -28,7 +28,8 @@ class ReceiveSession {
   /// A further channel joins. Blocks until it has ended.
   Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
 
-  /// After a run that succeeded: waits for the source's last word, then tells the network where the addresses are.
+  /// After a run that succeeded: waits for the source's last word, then tells the network where the addresses
+  /// are.
   void part(transport::Channel& channel, wire::RecordReader& reader);
 
   /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed

@@ -62,7 +62,7 @@ class Receiver {
   std::mutex mutex_;
   std::map<wire::SessionId, std::shared_ptr<ReceiveSession>> sessions_;
   std::vector<Guest> guests_;
-  std::vector<pid_t> children_;  ///< processes that were rebuilt here and run
+  std::vector<pid_t> children_;     ///< processes that were rebuilt here and run
   std::atomic<bool> done_ = false;  ///< --once: the session has ended
   Status outcome_;
 };

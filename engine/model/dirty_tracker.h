@@ -11,9 +11,10 @@ class DirtyTracker {
  public:
   virtual ~DirtyTracker() = default;
 
-  /// Brings `ranges` under the tracker; a range that already is stays as it was. They are whole areas of a target that
-  /// stands still: a part of an area would be split off, which the program could see. Ranges that the kernel
-  /// cannot track are returned (their pages are re-sent in the freeze). Errors: TargetGone, Denied, System.
+  /// Brings `ranges` under the tracker; a range that already is stays as it was. They are whole areas of a
+  /// target that stands still: a part of an area would be split off, which the program could see. Ranges that
+  /// the kernel cannot track are returned (their pages are re-sent in the freeze). Errors: TargetGone,
+  /// Denied, System.
   virtual Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) = 0;
 
   /// The pages of `range` written since the last collect (all populated ones at first), and from now on
@@ -26,8 +27,8 @@ class DirtyTracker {
   /// frozen.
   virtual Result<PageRuns> survey(AddressRange range) = 0;
 
-  /// The same, but only what is written, and (not `present`) what holds nothing: four times cheaper than a survey,
-  /// for its answer is short. Clean, populated pages are not told.
+  /// The same, but only what is written, and (not `present`) what holds nothing: four times cheaper than a
+  /// survey, for its answer is short. Clean, populated pages are not told.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
 
   /// Stops tracking, area by area. Afterwards the tracker is of no use.

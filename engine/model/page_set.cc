@@ -104,7 +104,8 @@ std::vector<AddressRange> PageSet::runs_in(const std::vector<AddressRange>& rang
   auto range = ranges.begin();
   for (const AddressRange& run : runs_in(AddressRange{ranges.front().start, ranges.back().end})) {
     while (range != ranges.end() && range->end <= run.start) ++range;
-    for (auto at = range; at != ranges.end() && at->start < run.end; ++at) found.push_back(intersect(*at, run));
+    for (auto at = range; at != ranges.end() && at->start < run.end; ++at)
+      found.push_back(intersect(*at, run));
   }
   return found;
 }

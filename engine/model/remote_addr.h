@@ -13,7 +13,8 @@ class RemoteAddr {
   constexpr RemoteAddr() = default;
   constexpr explicit RemoteAddr(uint64_t value) : value_(value) {}
   [[nodiscard]] constexpr uint64_t value() const { return value_; }
-  constexpr auto operator<=>(const RemoteAddr&) const = default;  // NOLINT(modernize-use-nullptr): the tool's error
+  constexpr auto operator<=>(const RemoteAddr&) const =
+      default;  // NOLINT(modernize-use-nullptr): the tool's error
   constexpr RemoteAddr operator+(uint64_t n) const { return RemoteAddr(value_ + n); }
   constexpr uint64_t operator-(RemoteAddr o) const { return value_ - o.value_; }
 

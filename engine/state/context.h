@@ -49,11 +49,12 @@ struct InterruptedCall {
   std::optional<wire::TimedWait> wait;  ///< if it ends by itself, and the kernel could be asked when
 };
 
-/// What a thread has to say about itself that several rooms need: each question stops at the thread once more.
+/// What a thread has to say about itself that several rooms need: each question stops at the thread once
+/// more.
 struct ThreadView {
-  pid_t inner = 0;           ///< its id in its own pid namespace
-  std::string status;        ///< /proc/PID/task/TID/status
-  uint32_t securebits = 0;   ///< the rest is what only the thread itself can be asked
+  pid_t inner = 0;          ///< its id in its own pid namespace
+  std::string status;       ///< /proc/PID/task/TID/status
+  uint32_t securebits = 0;  ///< the rest is what only the thread itself can be asked
   int dumpable = 0;
   uint64_t timer_slack = 0;
   uint64_t clear_child_tid = 0;
@@ -71,7 +72,7 @@ struct CaptureContext {
   /// What must be put back if the migration is given up after this capture (TCP_REPAIR off, ...). Run in
   /// reverse.
   std::vector<std::function<void()>> undo;
-  std::shared_ptr<UnixDiag> unix_diag;  ///< opened by the first unix socket
+  std::shared_ptr<UnixDiag> unix_diag;           ///< opened by the first unix socket
   std::map<pid_t, InterruptedCall> interrupted;  ///< by thread
 
   std::map<pid_t, ThreadView> views;  ///< filled by view_of(), frozen only

@@ -33,7 +33,8 @@ Status capture_all(CaptureContext& context, const std::function<Status(const wir
     message.set_room(std::string(room.name));
     const Nanos begin = monotonic_now();
     message.set_payload(TRY(room.capture(context)));
-    if (context.frozen != nullptr) log_debug("{} captured in {} us", room.name, to_micros(monotonic_now() - begin));
+    if (context.frozen != nullptr)
+      log_debug("{} captured in {} us", room.name, to_micros(monotonic_now() - begin));
     TRY(each(message));
   }
   return {};

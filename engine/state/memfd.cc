@@ -80,8 +80,8 @@ Result<int> prepare(BuildContext& ctx, std::string_view message) {
   return reopen(object, static_cast<int>(state.flags()) & kOpenFlags, subject(state));
 }
 
-/// Seals belong to the object: with several descriptions the first one sets them. They need a description that may
-/// write, which a descriptor of the process need not be.
+/// Seals belong to the object: with several descriptions the first one sets them. They need a description
+/// that may write, which a descriptor of the process need not be.
 Status add_seals(int fd, const wire::MemfdState& state) {
   const int wanted = static_cast<int>(state.seals());
   const int now = ::fcntl(fd, F_GET_SEALS);

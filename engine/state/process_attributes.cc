@@ -81,7 +81,8 @@ Status capture_own_view(CaptureContext& context, wire::ProcessState& state) {
   std::vector<tracee::DataRef> limits;
   for (int resource = 0; resource < RLIM_NLIMITS; ++resource) {
     limits.push_back(batch.reserve(sizeof(rlimit)));
-    batch.call(SYS_prlimit64, {0, resource, 0, limits.back()}, fmt::format("prlimit of resource {}", resource));
+    batch.call(SYS_prlimit64, {0, resource, 0, limits.back()},
+               fmt::format("prlimit of resource {}", resource));
   }
   TRY(context.runner->run(context.pid(), batch));
   state.set_child_subreaper(batch.value<int>(reaper));

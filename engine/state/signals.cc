@@ -72,7 +72,8 @@ Result<std::string> capture(CaptureContext& context) {
 Status finish(BuildContext& context, std::string_view message) {
   const auto state = TRY(parse_message<wire::SignalsState>(kName, message));
   Batch batch;
-  // KERNEL: a new process keeps what its maker ignores, so the default is set too, for all that have no entry.
+  // KERNEL: a new process keeps what its maker ignores, so the default is set too, for all that have no
+  // entry.
   std::array<KernelAction, kSignals + 1> actions{};
   for (const auto& entry : state.actions()) {
     if (entry.signal() == 0 || entry.signal() > kSignals)

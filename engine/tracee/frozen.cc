@@ -77,9 +77,9 @@ Status explain_denied(const Process& process, pid_t tid) {
 }
 
 /// Waits for the stop that an interrupt asked for. Signals that come before it are delivered.
-/// KERNEL: any stop, a signal's too, takes a pending interrupt away (ptrace_stop() clears JOBCTL_TRAP_STOP), and for a
-/// POSIX timer's signal the lock under which the two are ordered is dropped in between. So it is asked for again
-/// before the thread goes on; it then comes before the next signal.
+/// KERNEL: any stop, a signal's too, takes a pending interrupt away (ptrace_stop() clears JOBCTL_TRAP_STOP),
+/// and for a POSIX timer's signal the lock under which the two are ordered is dropped in between. So it is
+/// asked for again before the thread goes on; it then comes before the next signal.
 Result<Stop> wait_for_trap(StopWaiter& waiter, const Process& process, pid_t tid, Nanos limit) {
   const Nanos end = monotonic_now() + limit;
   for (;;) {

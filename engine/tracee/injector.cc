@@ -35,14 +35,16 @@ uint64_t pending_of(pid_t tid) {
   uint64_t pending = 0;
   __ptrace_peeksiginfo_args args{.off = 0, .flags = 0, .nr = 1};
   siginfo_t info{};
-  for (; ::ptrace(PTRACE_PEEKSIGINFO, tid, &args, &info) == 1; ++args.off) pending |= signal_bit(info.si_signo);
+  for (; ::ptrace(PTRACE_PEEKSIGINFO, tid, &args, &info) == 1; ++args.off)
+    pending |= signal_bit(info.si_signo);
   return pending;
 }
 
-/// A signal that the kernel throws away if this engine is not there to take it: left at its ignoring default, and
-/// pending nowhere, or one that belongs to a signalfd would be taken with it. KERNEL: what the leader does not block
-/// is ignored when it is sent to the process; a thread that blocks all signals, as workers do, can have only what was
-/// sent to it alone. SIGCONT is the last choice: raising it ends a stop of the process.
+/// A signal that the kernel throws away if this engine is not there to take it: left at its ignoring default,
+/// and pending nowhere, or one that belongs to a signalfd would be taken with it. KERNEL: what the leader
+/// does not block is ignored when it is sent to the process; a thread that blocks all signals, as workers do,
+/// can have only what was sent to it alone. SIGCONT is the last choice: raising it ends a stop of the
+/// process.
 int choose_signal(const Frozen& frozen, uint64_t caught) {
   uint64_t taken = caught | frozen.leader().signal_mask;
   bool stopped = false;
@@ -267,9 +269,12 @@ Status Injector::State::run_stub(pid_t tid, StopWaiter& waiter) {
       return fail(ErrorKind::kBug, "run injected calls", fmt::format("thread {}", tid),
                   fmt::format("signal {} inside the stub", stop.signal()));
     // SIGSTOP cannot be blocked: let the process be stopped, this thread goes on. An early signal of the
-    // injector's own kind came from somebody else: it is thrown away, as the kernel would do, or kept as pending.
-    if (stop.signal() != facts.signal) deliver = stop.signal();
-    else intercepted = true;
+    // injector's own kind came from somebody else: it is thrown away, as the kernel would do, or kept as
+    // pending.
+    if (stop.signal() != facts.signal)
+      deliver = stop.signal();
+    else
+      intercepted = true;
   }
 }
 
@@ -337,7 +342,8 @@ Status Injector::run(pid_t tid, Batch& batch) {
   }
   if (!status.ok() && status.error().kind == ErrorKind::kTargetGone) return status;
   TRY(leave(*thread));
-  if (std::exchange(state_->intercepted, false) && (thread->signal_mask & signal_bit(state_->facts.signal)) != 0)
+  if (std::exchange(state_->intercepted, false) &&
+      (thread->signal_mask & signal_bit(state_->facts.signal)) != 0)
     ::syscall(SYS_tgkill, state_->frozen.process().pid(), tid, state_->facts.signal);
   if (!status.ok()) return status;
   return first_failure(batch.calls(), tid);

@@ -23,8 +23,8 @@ Status check_access(pid_t pid) {
   return error;
 }
 
-/// KERNEL: the map of a running process is read a page of text at a time; an area that grows or moves in between can
-/// appear twice.
+/// KERNEL: the map of a running process is read a page of text at a time; an area that grows or moves in
+/// between can appear twice.
 Result<Layout> read_layout(const std::string& path) {
   constexpr int kAttempts = 100;
   for (int attempt = 1;; ++attempt) {

@@ -119,8 +119,9 @@ Abort to_message(const Error& error) {
 
 Error to_error(const Abort& message) {
   const bool known = message.kind() > 0 && message.kind() <= static_cast<uint32_t>(ErrorKind::kBug);
-  Error error = fail(known ? static_cast<ErrorKind>(message.kind()) : ErrorKind::kSystem,
-                     fmt::format("the other engine: {}", message.operation()), message.subject(), message.remedy());
+  Error error =
+      fail(known ? static_cast<ErrorKind>(message.kind()) : ErrorKind::kSystem,
+           fmt::format("the other engine: {}", message.operation()), message.subject(), message.remedy());
   if (message.error_number() < kErrnoLimit) error.err = static_cast<int>(message.error_number());
   return error;
 }

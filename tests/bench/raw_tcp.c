@@ -1,7 +1,7 @@
 // The yardstick of the throughput bench: bytes through one TCP connection with 1 MiB writes, and nothing
-// else. raw_tcp receive PORT [MIB]; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the receiver's
-// answer. With MIB the receiver keeps what comes, in memory that nobody has touched before: what a copy of a process
-// needs, whatever brings it.
+// else. raw_tcp receive PORT [MIB]; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the
+// receiver's answer. With MIB the receiver keeps what comes, in memory that nobody has touched before: what a
+// copy of a process needs, whatever brings it.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>

@@ -383,7 +383,8 @@ void run_blocking_worker(Counters& shared, bool with_pending, const std::functio
     shared.tid = ::gettid();
     while (shared.stop.load() == 0) shared.ticks.fetch_add(1);
     ::pthread_sigmask(SIG_SETMASK, nullptr, &mask);
-    for (const int signal : {SIGURG, SIGWINCH, SIGTERM}) shared.wrong += sigismember(&mask, signal) == 1 ? 0 : 1;
+    for (const int signal : {SIGURG, SIGWINCH, SIGTERM})
+      shared.wrong += sigismember(&mask, signal) == 1 ? 0 : 1;
     sigemptyset(&urgent);
     sigaddset(&urgent, SIGURG);
     const timespec no_time{};

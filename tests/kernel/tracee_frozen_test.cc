@@ -214,7 +214,8 @@ TEST(Frozen, LosesNoSignalThatArrivesInTheMiddle) {
   EXPECT_EQ(shared->signals.load(), kSent);
 }
 
-/// A POSIX timer's signal can take the pending interrupt away: asked for only once, the freeze would wait on and on.
+/// A POSIX timer's signal can take the pending interrupt away: asked for only once, the freeze would wait on
+/// and on.
 TEST(Frozen, AFloodOfSignalsDoesNotHoldItUp) {
   Shared<std::atomic<int>> handled;
   Target target([&](const auto& ready) {

@@ -26,7 +26,7 @@ typedef struct {
   long (*call)(void);
   long wanted;  // what it returns; -1: fails with wanted_errno
   int wanted_errno;
-  bool timed;  // ends by itself after kWait; else an event ends it
+  bool timed;       // ends by itself after kWait; else an event ends it
   clockid_t clock;  // by which; those of a process stand still while it is in an image, REALTIME does not
   pthread_t thread;
   volatile int64_t began, ended;
