@@ -52,11 +52,22 @@ class SavedPages {
   std::vector<std::byte> bytes_;
 };
 
+Status renew_all(pid_t pid, const std::vector<AddressRange>& parts, const uffd::PageInstaller& installer,
+                 const std::function<Status(AddressRange)>& renew) {
+  for (const AddressRange& part : parts) {
+    const SavedPages saved = TRY(SavedPages::save(pid, part, installer));
+    TRY(renew(part));
+    TRY(saved.put_back(installer));
+  }
+  return {};
+}
+
 }  // namespace
 
 Status join_areas(pid_t pid, const Layout& wanted, const uffd::PageInstaller& installer,
                   const std::function<Status(AddressRange)>& renew) {
-  const Layout now = TRY(TRY(tracee::Process::open(pid)).layout());
+  const auto process = TRY(tracee::Process::open(pid));
+  Layout now = TRY(process.layout());
   for (const Vma& vma : wanted) {
     if (vma.kind != VmaKind::kAnonymous) continue;
     std::vector<AddressRange> parts = parts_of(vma.range, now);
@@ -64,11 +75,12 @@ Status join_areas(pid_t pid, const Layout& wanted, const uffd::PageInstaller& in
     log_debug("{} consists of {} areas here: joining them", vma.range, parts.size());
     parts.erase(std::max_element(parts.begin(), parts.end(),
                                  [](AddressRange a, AddressRange b) { return a.size() < b.size(); }));
-    for (const AddressRange& part : parts) {
-      const SavedPages saved = TRY(SavedPages::save(pid, part, installer));
-      TRY(renew(part));
-      TRY(saved.put_back(installer));
-    }
+    TRY(renew_all(pid, parts, installer, renew));
+    now = TRY(process.layout());
+    // A part may have merged with the area on its other side: mapped in one go, the whole is one.
+    if (parts_of(vma.range, now).size() < 2) continue;
+    TRY(renew_all(pid, {vma.range}, installer, renew));
+    now = TRY(process.layout());
   }
   return {};
 }

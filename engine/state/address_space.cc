@@ -86,7 +86,17 @@ void advise(Batch& batch, const Vma& vma, std::string_view had) {
     batch.call(SYS_munlock, {vma.range.start, vma.range.size()}, "munlock " + describe(vma));
 }
 
+/// KERNEL: private memory that was ever writable stays charged (VM_ACCOUNT), and only areas that agree in it
+/// are merged. So what can only be read by now is writable first, as it was at the source.
+int first_protection(const Vma& vma) {
+  const bool was_writable = vma.kind == VmaKind::kAnonymous && !vma.shared && (vma.prot & PROT_READ) != 0;
+  return vma.prot | (was_writable ? PROT_WRITE : 0);
+}
+
 void protect(Batch& batch, const Vma& vma) {
+  if (first_protection(vma) != vma.prot)
+    batch.call(SYS_mprotect, {vma.range.start, vma.range.size(), first_protection(vma)},
+               "mprotect " + describe(vma));
   batch.call(SYS_mprotect, {vma.range.start, vma.range.size(), vma.prot}, "mprotect " + describe(vma));
 }
 
@@ -115,9 +125,10 @@ Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
       break;
     }
     if (opened) to_close.push_back(fd.value());
-    batch.call(SYS_mmap,
-               {vma.range.start, vma.range.size(), vma.prot, map_flags(vma), fd.value(), vma.offset},
+    const int prot = first_protection(vma);
+    batch.call(SYS_mmap, {vma.range.start, vma.range.size(), prot, map_flags(vma), fd.value(), vma.offset},
                "mmap " + describe(vma));
+    if (prot != vma.prot) protect(batch, vma);
     advise(batch, vma, {});
   }
   Status mapped = opened_all.ok() ? context.run(batch) : std::move(opened_all);
