@@ -15,7 +15,10 @@
 #include <system_error>
 #include <utility>
 
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // what bpftool writes
 #include "ebpf/restart_block.skel.h"
+#pragma GCC diagnostic pop
 #include "ebpf/restart_record.h"
 #include "engine/base/fd.h"
 #include "engine/base/files.h"

@@ -68,7 +68,7 @@ class [[nodiscard]] Result {
   [[nodiscard]] T& value() & { return std::get<0>(state_); }
   [[nodiscard]] const T& value() const& { return std::get<0>(state_); }
   [[nodiscard]] T&& value() && { return std::get<0>(std::move(state_)); }
-  [[nodiscard]] T take() { return std::get<0>(std::move(state_)); }
+  T take() { return std::get<0>(std::move(state_)); }
   [[nodiscard]] const Error& error() const { return *std::get<1>(state_); }
   [[nodiscard]] Error take_error() { return std::move(*std::get<1>(state_)); }
   T* operator->() { return &value(); }

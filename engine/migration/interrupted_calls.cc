@@ -170,7 +170,7 @@ std::optional<TimedWait> InterruptedCalls::wait_of(const tracee::FrozenThread& t
       break;
     }
     case RestartKind::kFutexWait:
-      if ((regs.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT)
+      if ((static_cast<int>(regs.rsi) & FUTEX_CMD_MASK) == FUTEX_WAIT)
         wait = ends_at(TimedWait::FUTEX, CLOCK_MONOTONIC, add(block.futex.time, process_.monotonic));
       break;
     case RestartKind::kPoll:

@@ -8,7 +8,6 @@ Step checking(Event event) {
     case Event::kCheckPassed:
       return {Phase::kPrecopy, {}};
     case Event::kPeerAborted:
-      return {Phase::kAborted, {}};
     case Event::kPeerLost:
       return {Phase::kAborted, {}};
     case Event::kFailure:

@@ -33,7 +33,8 @@ std::optional<T> at(std::span<const std::byte> bytes, uint64_t offset) {
 
 /// Notes are a header, a name and a payload, each padded to four bytes.
 std::string build_id_of_notes(std::span<const std::byte> notes) {
-  constexpr std::string_view kGnu("GNU", 4);
+  using namespace std::string_view_literals;
+  constexpr std::string_view kGnu = "GNU\0"sv;  // with its end, as a note has it
   const auto padded = [](uint64_t size) { return (size + 3) & ~uint64_t{3}; };
   for (uint64_t offset = 0;;) {
     const auto note = at<Elf64_Nhdr>(notes, offset);

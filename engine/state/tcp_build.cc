@@ -96,7 +96,7 @@ Status finish_unconnected(BuildContext& ctx, int fd, const wire::TcpState& state
 Status resume(int fd, const wire::TcpState& state, const TcpSnapshot& snapshot) {
   if (!resume_connection(fd, snapshot).ok()) {
     const sockaddr nobody{AF_UNSPEC, {}};
-    ::connect(fd, &nobody, sizeof nobody);
+    (void)::connect(fd, &nobody, sizeof nobody);
     return {};
   }
   if (state.receive_shut()) ::shutdown(fd, SHUT_RD);

@@ -141,7 +141,7 @@ std::string directory_of(const std::string& path) {
 
 /// What could go wrong at the resume is looked at before.
 Status check_path(const UnixSocketState& state) {
-  const std::string path = state.name();
+  const std::string& path = state.name();
   if (path.front() != '/')
     return fail(ErrorKind::kUnsupported, "bind a unix socket", subject(state), "its name is a relative path");
   if (::access(directory_of(path).c_str(), W_OK | X_OK) != 0)
@@ -155,7 +155,7 @@ Status check_path(const UnixSocketState& state) {
 
 /// Once COMMIT is here the name is ours; where both hosts see one file system the file there is the source's.
 Status take_path(int fd, const UnixSocketState& state) {
-  const std::string path = state.name();
+  const std::string& path = state.name();
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno("unlink", subject(state));
   TRY(bind_name(fd, state));
   if (!state.named_file()) {

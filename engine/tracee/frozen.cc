@@ -265,8 +265,8 @@ Status Frozen::undo_stop() {
   // KERNEL: only SIGCONT ends a group stop. It does so at once, when sent; what is left is a pending signal
   // that a handler would see, and a tracer can take it before that.
   TRY(process_->pidfd().send_signal(SIGCONT));
-  const uint64_t bit = signal_bit(SIGCONT);
-  const auto open = [bit](const FrozenThread& thread) { return (thread.signal_mask & bit) == 0; };
+  constexpr uint64_t bit = signal_bit(SIGCONT);
+  const auto open = [](const FrozenThread& thread) { return (thread.signal_mask & bit) == 0; };
   auto taker = std::find_if(threads_.begin(), threads_.end(), open);
   const bool all_block = taker == threads_.end();  // then it would stay pending, for a sigwait() to find
   if (all_block) {
