@@ -9,7 +9,6 @@
 #include "engine/migration/inventory.h"
 #include "engine/model/record_stream.h"
 #include "engine/state/host_facts.h"
-#include "engine/state/house.h"
 #include "engine/transport/file.h"
 
 namespace godwit::migration {

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "engine/base/log.h"
+#include "engine/tracee/restart.h"
 
 namespace godwit::migration {
 namespace {
@@ -14,12 +15,11 @@ using ebpf::RestartBlock;
 using ebpf::RestartKind;
 using wire::TimedWait;
 
-constexpr auto kRestartBlock =
-    static_cast<unsigned long long>(-516);  // -ERESTART_RESTARTBLOCK, linux/errno.h
 constexpr int kNoPid = 0;
 
 bool in_restart_block(const tracee::FrozenThread& thread) {
-  return thread.original.rax == kRestartBlock && static_cast<int64_t>(thread.original.orig_rax) >= 0;
+  return static_cast<int64_t>(thread.original.rax) == tracee::kRestartBlock &&
+         static_cast<int64_t>(thread.original.orig_rax) >= 0;
 }
 
 /// epoll_wait() and epoll_pwait() with a timeout: milliseconds, in the fourth argument.

@@ -13,7 +13,6 @@
 #include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/session.h"
-#include "engine/state/house.h"
 #include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {

@@ -29,7 +29,7 @@ Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
   // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is
   // killed; the next one could not listen.
   (void)kernel_features();
-  warm_memory();
+  warm_memory();  // before the sessions' threads, which would have heaps of their own; again after each fork
   auto listener = TRY(transport::Listener::create(options.listen));
   TRY(require_secure(listener.local(), options.insecure));
   std::unique_ptr<Receiver> made(new Receiver(std::move(options), std::move(listener)));

@@ -15,7 +15,6 @@ namespace {
 using tracee::Batch;
 using wire::TimedWait;
 
-constexpr int64_t kRestartBlock = -516;  // -ERESTART_RESTARTBLOCK, linux/errno.h
 constexpr uint64_t kNoCall = ~0ULL;
 
 /// KERNEL: a call counts its timeout from its own beginning; rounded up it never ends early.
@@ -89,7 +88,7 @@ user_regs_struct capture_wait(const CaptureContext& context, const tracee::Froze
     }
   }
   const bool remembered =
-      static_cast<int64_t>(general.rax) == kRestartBlock || general.orig_rax == SYS_restart_syscall;
+      static_cast<int64_t>(general.rax) == tracee::kRestartBlock || general.orig_rax == SYS_restart_syscall;
   return remembered ? tracee::restarted(context.memory, general) : general;
 }
 
@@ -102,7 +101,7 @@ Status take_up_wait(BuildContext& context, const wire::ThreadState& state, user_
   }
   Batch batch = TRY(shortened_call(general, state.wait(), left));
   const int64_t result = TRY(context.shell.interrupt_inside(state.tid(), batch));
-  if (result == kRestartBlock) return {};
+  if (result == tracee::kRestartBlock) return {};
   // The wait is over (its time, its event, a futex word that has changed): this is what the thread is told.
   general.rax = static_cast<unsigned long long>(result);
   general.orig_rax = kNoCall;

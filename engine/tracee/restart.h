@@ -7,6 +7,10 @@
 
 namespace godwit::tracee {
 
+/// What a call returns inside the kernel whose restart only the thread's restart block knows: linux/errno.h,
+/// -ERESTART_RESTARTBLOCK.
+constexpr int64_t kRestartBlock = -516;
+
 /// `general` of a stopped thread as it is when the kernel has restarted the call (-ERESTART* in rax: rip back
 /// over `syscall`, rax = orig_rax); otherwise unchanged. Pure. With -ERESTART_RESTARTBLOCK, a relative sleep
 /// begins anew.

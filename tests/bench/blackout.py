@@ -6,15 +6,14 @@ blackout is the pause that it sees around the freeze. Prints a table and one JSO
 blackout.py [--runs N] [--only TOUCHED[+DIRTY]] [--json FILE]"""
 import argparse
 import json
-import os
 import pathlib
-import platform
 import statistics
 import sys
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "support"))
+from bench_record import publish  # noqa: E402
 from godwit import Hosts, Program  # noqa: E402
 
 SIZES = [(1, 0), (64, 0), (1024, 0), (4096, 0), (1024, 200)]  # MiB touched, MiB/s rewritten
@@ -79,11 +78,7 @@ def main():
             print(f"{touched:>5} MiB {dirty:>4} MiB/s | {pause['median']:>12.2f} ({pause['least']:.2f}..{pause['most']:.2f})"
                   f" still {one['still_ms']:.2f} | {down['median']:>8.2f} ({down['least']:.2f}..{down['most']:.2f}) | "
                   + " ".join(f"{one['parts_us'][part]:.0f}" for part in PARTS), flush=True)
-    text = json.dumps({"bench": "blackout", "kernel": platform.release(), "cpus": os.cpu_count(), "results": results})
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(text + "\n")
-    else:
-        print(text)
+    publish("blackout", {"results": results}, arguments.json)
     return 0
 
 

@@ -182,7 +182,7 @@ void bench_release(size_t size, bool in_pieces) {
     must(tracker->collect(subject.range()));
     micros.push_back(time_of([&] { in_pieces ? tracker->release() : tracker.reset(); }));
   }
-  report(in_pieces ? "release in pieces" : "release at once", 1, size, micros);
+  report(in_pieces ? "release area by area" : "release at once", 1, size, micros);
 }
 
 void run(size_t size) {

@@ -4,16 +4,14 @@ same run, alternating. Prints the ratio, and one JSON object; passes or fails on
 
 throughput.py [--runs N] [--mib N] [--json FILE]"""
 import argparse
-import json
-import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "support"))
+from bench_record import publish  # noqa: E402
 from godwit import BUILD, Failure, Hosts, Program, move  # noqa: E402
 
 
@@ -62,12 +60,8 @@ def main():
     print(f"pre-copy of {arguments.mib} MiB: {statistics.median(ratios):.2f} of raw TCP (median of {len(ratios)}, "
           f"{min(ratios):.2f}..{max(ratios):.2f}), {statistics.median(to_kept):.2f} of raw TCP into fresh memory "
           f"({min(to_kept):.2f}..{max(to_kept):.2f})")
-    text = json.dumps({"bench": "throughput", "kernel": platform.release(), "cpus": os.cpu_count(), "mib": arguments.mib,
-                       "ratio": statistics.median(ratios), "ratios": ratios, "raw_gb_per_s": raw, "kept_ratios": to_kept, "kept_gb_per_s": kept, "precopy": rounds})
-    if arguments.json:
-        pathlib.Path(arguments.json).write_text(text + "\n")
-    else:
-        print(text)
+    publish("throughput", {"mib": arguments.mib, "ratio": statistics.median(ratios), "ratios": ratios, "raw_gb_per_s": raw,
+                           "kept_ratios": to_kept, "kept_gb_per_s": kept, "precopy": rounds}, arguments.json)
     return 0
 
 
