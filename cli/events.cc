@@ -123,7 +123,8 @@ void Events::completed(const migration::Report& r) const {
                 {"objects", r.object_pages}}},
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
               {"bad_instants", r.bad_instants},
-              {"restarts_anew", r.restarts_anew}});
+              {"restarts_anew", r.restarts_anew},
+              {"scanned_because", r.scanned_because}});
 }
 
 void Events::failed(const Error& error, const std::string& original) const {

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <sys/syscall.h>
 
+#include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
@@ -60,6 +61,7 @@ Status Precopy::arm() {
   TRY(fault_point("arm"));
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
+  listen();
   const Nanos begin = monotonic_now();
   auto frozen = TRY(tracee::Frozen::freeze(process_));
   TRY(interrupted_->look(frozen, begin));
@@ -90,7 +92,17 @@ Status Precopy::arm() {
   return {};
 }
 
+/// ORDER: before the first freeze: a write fault that is under way now is over then.
+void Precopy::listen() {
+  auto log = ebpf::FaultLog::create(process_.pid());
+  if (log.ok())
+    log_ = log.take();
+  else
+    report_.scanned_because = log.error().message();
+}
+
 void Precopy::disarm() {
+  log_.reset();
   sender_.reset();
   if (tracker_) tracker_->release();
   tracker_.reset();
@@ -160,7 +172,7 @@ Status Precopy::rounds() {
       case Decision::kContinue:
         break;
       case Decision::kFreeze:
-        return {};
+        return log_ ? one_more_round() : Status{};
       default:
         return fail(
             ErrorKind::kNotConverged, "converge",
@@ -174,7 +186,17 @@ Status Precopy::rounds() {
 }
 
 Status Precopy::one_more_round() {
-  return round(next_round_++);
+  // ORDER: marked before the collect, so that a write is in the log, or in what the collect finds, or in
+  // both.
+  if (log_) {
+    Status marked = log_->mark();
+    if (!marked.ok()) {
+      report_.scanned_because = marked.error().message();
+      log_.reset();
+    }
+  }
+  TRY(round(next_round_++));
+  return log_ ? sender_->rest() : Status{};
 }
 
 Status Precopy::round(uint32_t number) {
@@ -244,6 +266,8 @@ Status Precopy::freeze() {
   report_.frozen_at = read_clock(CLOCK_REALTIME);
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
+  TRY(ask_log());
+  const Nanos asked = monotonic_now();
   TRY(fault_point("frozen"));
   TRY(interrupted_->look(*frozen_, frozen_at_));
   if (options_.on_frozen) TRY(options_.on_frozen());
@@ -251,8 +275,16 @@ Status Precopy::freeze() {
   TRY(capture(states));
   TRY(send_states(states));
   report_.downtime.freeze = stopped - frozen_at_;
-  report_.downtime.state = monotonic_now() - stopped;
+  report_.downtime.scan = asked - stopped;
+  report_.downtime.state = monotonic_now() - asked;
   return last_pass();
+}
+
+Status Precopy::ask_log() {
+  if (!log_) return {};
+  written_ = TRY(log_->since_mark());
+  report_.scanned_because = written_.blind;
+  return {};
 }
 
 /// KERNEL: VmFlags come from smaps, which walks the page tables; maps costs microseconds. Flags of areas
@@ -288,7 +320,7 @@ Status Precopy::send_states(const std::vector<wire::RoomState>& states) {
 Status Precopy::last_pass() {
   TRY(fault_point("last-pass"));
   const Nanos begin = monotonic_now();
-  const MemorySender::LastPass last = TRY(sender_->survey());
+  const MemorySender::LastPass last = TRY(sender_->survey(log_ ? &written_ : nullptr));
   const Nanos scanned = monotonic_now();
   TRY(sender_->send(last.written, false, true));
   TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files))));
@@ -307,7 +339,7 @@ Status Precopy::last_pass() {
     TRY(writer->write_message(wire::RecordType::kEndOfState, wire::EndOfState()));
     TRY(writer->flush());
   }
-  report_.downtime.scan = scanned - begin;
+  report_.downtime.scan += scanned - begin;
   report_.downtime.pages = monotonic_now() - scanned;
   report_.pages = sender_->counts();
   report_.raw_bytes = sender_->raw_bytes();

@@ -39,6 +39,8 @@ struct Report {
   /// Not empty: why relative sleeps and other waits began their time anew instead of going on for what was
   /// left.
   std::string restarts_anew;
+  /// Not empty: why the freeze looked at all memory, instead of only at what a log of writes named.
+  std::string scanned_because;
   uint32_t bad_instants = 0;  ///< freezes undone because something could not be captured at that moment
 };
 
