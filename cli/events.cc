@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cli/exit_code.h"
+
 namespace godwit::cli {
 namespace {
 
@@ -137,6 +139,12 @@ void Events::failed(const Error& error, const std::string& original) const {
       {"subject", error.subject}, {"message", error.message()},    {"remedy", error.remedy}};
   if (!original.empty()) line["original"] = original;
   print_json(line);
+}
+
+int Events::finish(const Status& status, const std::string& original) const {
+  if (status.ok()) return kDone;
+  failed(status.error(), original);
+  return exit_code(status.error().kind);
 }
 
 }  // namespace godwit::cli

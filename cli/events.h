@@ -20,6 +20,8 @@ class Events {
   void completed(const migration::Report& report) const;
   /// The last word of a verb that failed. `original`: "running" or "stopped", empty where there is none.
   void failed(const Error& error, const std::string& original) const;
+  /// The exit code of a verb, and its last word if it failed.
+  [[nodiscard]] int finish(const Status& status, const std::string& original) const;
 
  private:
   bool json_;

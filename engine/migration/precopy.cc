@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+
 #include "engine/base/fault_point.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
@@ -35,10 +37,10 @@ size_t lane_of(RemoteAddr at, size_t lanes) {
 }  // namespace
 
 Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process, const state::Intent& intent,
-                                                 std::vector<wire::RecordWriter*> writers,
+                                                 std::vector<wire::RecordWriter*> writers, Control& control,
                                                  PrecopyOptions options, Barrier barrier) {
   std::unique_ptr<Precopy> made(
-      new Precopy(process, intent, std::move(writers), std::move(options), std::move(barrier)));
+      new Precopy(process, intent, std::move(writers), control, std::move(options), std::move(barrier)));
   made->started_ = monotonic_now();
   made->report_.pid = process.pid();
   made->memory_ = TRY(tracee::Memory::open(process.pid()));
@@ -150,31 +152,54 @@ Status Precopy::track() {
 // ------------------------------------------------------------------------------------------------------
 
 Status Precopy::rounds() {
+  control_.publish([this](Statistics& s) {
+    s.state = JobState::kActive;
+    s.setup = monotonic_now() - s.started;
+    s.cache_bytes = options_.cache_bytes;
+  });
   for (;;) {
-    TRY(check_cancelled());
+    TRY(check_wishes());
     TRY(round(next_round_++));
-    const RoundStats& last = report_.rounds.back();
-    const Forecast ahead = forecast(last, kStateCost);
-    tell("pre-copy", ahead);
-    switch (decide(last, ahead, options_.limits, monotonic_now() - started_)) {
-      case Decision::kContinue:
-        break;
-      case Decision::kFreeze:
-        return {};
-      default:
-        return fail(
-            ErrorKind::kNotConverged, "converge",
-            fmt::format(
-                "pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
-                process_.pid(), next_round_, ahead.dirty_pages_per_second, to_micros(ahead.downtime) / 1000,
-                to_micros(options_.limits.downtime) / 1000),
-            "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, or move it when it writes less");
-    }
+    const Limits limits = control_.limits();
+    throttle_ = within(throttle_, limits.throttle);
+    Situation now{.last = report_.rounds.back(),
+                  .ahead = forecast(report_.rounds.back(), kStateCost),
+                  .elapsed = monotonic_now() - started_,
+                  .throttle = throttle_,
+                  .freeze_now = control_.freeze_now()};
+    round_ends(now.last, now.ahead);
+    tell("pre-copy", now.ahead);
+    const Decision decision = decide(now, limits);
+    if (decision == Decision::kFreeze) return {};
+    TRY(turn(decision, now, limits));
+  }
+}
+
+/// What follows a round, unless it was the last.
+Status Precopy::turn(Decision decision, const Situation& now, const Limits& limits) {
+  switch (decision) {
+    case Decision::kContinue:
+      return {};
+    case Decision::kThrottle:
+      return {};
+    default:
+      return fail(
+          ErrorKind::kNotConverged, "converge",
+          fmt::format("pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
+                      process_.pid(), next_round_, now.ahead.dirty_pages_per_second,
+                      to_micros(now.ahead.downtime) / 1000, to_micros(limits.downtime) / 1000),
+          "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, slow it with --throttle auto, "
+          "freeze "
+          "it all the same with --on-timeout force, or move it when it writes less");
   }
 }
 
 Status Precopy::one_more_round() {
-  return round(next_round_++);
+  TRY(check_wishes());
+  control_.publish([](Statistics& s) { s.state = JobState::kActive; });
+  TRY(round(next_round_++));
+  round_ends(report_.rounds.back(), forecast(report_.rounds.back(), kStateCost));
+  return {};
 }
 
 Status Precopy::round(uint32_t number) {
@@ -188,6 +213,7 @@ Status Precopy::round(uint32_t number) {
   const PageRuns written = TRY(sender_->collect());
   const Nanos scanned = monotonic_now();
   for (const PageRun& run : written) stats.pages += run.range.pages();
+  round_begins(stats);
   TRY(sender_->send(written, number == 0, false));
   report_.object_pages += TRY(objects_->pass());
   wire::RoundEnd end;
@@ -209,14 +235,44 @@ uint64_t Precopy::wire_bytes() const {
   return sender_->wire_bytes();
 }
 
-Status Precopy::check_cancelled() const {
-  if (options_.cancelled != nullptr && options_.cancelled->load())
-    return fail(ErrorKind::kCancelled, "migrate", fmt::format("pid {}", process_.pid()),
-                "the original runs on");
-  if (process_.pidfd().exited())
-    return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()),
-                "the process ended by itself");
-  return {};
+/// Between two rounds. Tracking goes on while they pause.
+Status Precopy::check_wishes() {
+  TRY(control_.wait_while_paused([this]() -> Status {
+    TRY(check_target());
+    return barrier_ ? barrier_(next_round_) : Status{};
+  }));
+  return check_target();
+}
+
+Status Precopy::check_target() const {
+  if (!process_.pidfd().exited()) return {};
+  return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()),
+              "the process ended by itself");
+}
+
+void Precopy::round_begins(const RoundStats& stats) {
+  control_.publish([&](Statistics& s) {
+    s.round = stats.round;
+    s.round_pages = stats.pages;
+    s.round_ended = false;
+    s.round_started = monotonic_now();
+    s.round_started_bytes = s.transferred;
+    ++s.collects;
+    if (stats.round == 0) s.total_pages = stats.pages;
+  });
+}
+
+void Precopy::round_ends(const RoundStats& stats, const Forecast& ahead) {
+  control_.publish([&](Statistics& s) {
+    const double seconds = std::chrono::duration<double>(stats.duration).count();
+    s.round_ended = true;
+    s.transferred = std::max(s.transferred, wire_bytes());
+    s.bytes_per_second = seconds > 0 ? static_cast<double>(stats.wire_bytes) / seconds : 0;
+    s.dirty_pages_per_second = ahead.dirty_pages_per_second;
+    s.expected_downtime = ahead.downtime;
+    s.pages = sender_->counts();
+    s.throttle = throttle_;
+  });
 }
 
 void Precopy::tell(const char* phase, const Forecast& ahead) {
@@ -232,7 +288,8 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
 // --------------------------------------------------------------------------------------------------
 
 Status Precopy::freeze() {
-  TRY(check_cancelled());
+  TRY(check_wishes());
+  control_.publish([](Statistics& s) { s.state = JobState::kDevice; });
   wire::LastRound last;
   last.set_round(next_round_);
   TRY(writers_.front()->write_message(wire::RecordType::kLastRound, last));
