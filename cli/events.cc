@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/exit_code.h"
+#include "engine/base/units.h"
 
 namespace godwit::cli {
 namespace {
@@ -37,7 +38,8 @@ ordered_json to_json(const migration::RoundStats& r) {
           {"pages", r.pages},
           {"bytes", r.wire_bytes},
           {"duration_us", to_micros(r.duration)},
-          {"scan_us", to_micros(r.scan)}};
+          {"scan_us", to_micros(r.scan)},
+          {"cpu-throttle-percentage", r.throttle_percent}};
 }
 
 }  // namespace
@@ -89,6 +91,29 @@ void Events::progress(const migration::Progress& p) const {
   std::fflush(stderr);
 }
 
+void Events::dirty_rate(const migration::DirtyRate& rate) const {
+  constexpr double kMebi = 1 << 20;
+  const auto bytes = [](double pages) { return pages * static_cast<double>(kPageSize); };
+  if (!json_) {
+    fmt::print("pid {} writes {:.0f} pages/s anew, {:.1f} MB/s; at most {:.0f} pages/s; it holds {:.1f} MB\n",
+               rate.pid, rate.pages_per_second(), bytes(rate.pages_per_second()) / 1e6, rate.most(),
+               bytes(static_cast<double>(rate.populated)) / 1e6);
+    return;
+  }
+  ordered_json samples = ordered_json::array();
+  for (const migration::DirtySample& sample : rate.samples)
+    samples.push_back({{"pages", sample.pages}, {"duration_us", to_micros(sample.interval)}});
+  print_json({{"event", "dirty-rate"},
+              {"status", "measured"},
+              {"pid", rate.pid},
+              {"calc-time", rate.samples.size()},
+              {"dirty-rate", bytes(rate.pages_per_second()) / kMebi},
+              {"dirty-pages-rate", rate.pages_per_second()},
+              {"most-dirty-pages-rate", rate.most()},
+              {"total", rate.populated * kPageSize},
+              {"samples", samples}});
+}
+
 void Events::completed(const migration::Report& r) const {
   if (!json_) {
     const auto& d = r.downtime;
@@ -124,6 +149,7 @@ void Events::completed(const migration::Report& r) const {
                 {"discarded", r.pages.discarded},
                 {"objects", r.object_pages}}},
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
+              {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},
               {"restarts_anew", r.restarts_anew}});
 }

@@ -15,7 +15,7 @@ void add_limits(CLI::App& verb, godwit::cli::LimitArguments& limits) {
   verb.add_option("--timeout", limits.timeout_s, "give up after this many seconds; 0: never (0)")
       ->check(CLI::Range(0.0, 1e9));
   verb.add_option("--max-rounds", limits.max_rounds, "give up after this many rounds (30)")
-      ->check(CLI::Range(2, 1000));
+      ->check(CLI::Range(2, 1000000));
   verb.add_option("--on-timeout", limits.on_timeout,
                   "at these two limits: cancel, or force: freeze whatever the downtime (cancel)")
       ->check(CLI::IsMember({"cancel", "force"}));
@@ -103,6 +103,13 @@ void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) 
   check->add_option("--to", a.host, "HOST[:PORT]: ask that host as well");
   add_link(*check, a);
   check->callback([verb] { *verb = godwit::cli::check; });
+  CLI::App* rate = app.add_subcommand(
+      "dirty-rate", "measure how fast a process writes memory anew; it runs on, nothing is left in it");
+  rate->add_option("PID", a.pid)->required();
+  rate->add_option("--seconds", a.seconds, "how long, a sample each")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 3600));
+  rate->callback([verb] { *verb = godwit::cli::dirty_rate; });
   CLI::App* resolve = app.add_subcommand("resolve", "decide about an original that is stopped in doubt");
   resolve->add_option("PID", a.pid)->required();
   resolve->add_flag("--resume", a.resume, "it runs nowhere else: let it go on");

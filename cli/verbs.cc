@@ -10,6 +10,7 @@
 #include "cli/limit_options.h"
 #include "engine/base/files.h"
 #include "engine/migration/checkpoint.h"
+#include "engine/migration/dirty_rate.h"
 #include "engine/migration/migrate.h"
 #include "engine/migration/receiver.h"
 #include "engine/transport/file.h"
@@ -127,6 +128,15 @@ Status try_check(const Arguments& arguments, const Events& events) {
   return {};
 }
 
+Status try_dirty_rate(const Arguments& arguments, const Events& events) {
+  migration::DirtyRateOptions options;
+  options.pid = arguments.pid;
+  options.seconds = arguments.seconds;
+  options.cancelled = &cancelled;
+  events.dirty_rate(TRY(migration::measure_dirty_rate(options)));
+  return {};
+}
+
 }  // namespace
 
 int migrate(const Arguments& arguments) {
@@ -161,6 +171,12 @@ int checkpoint(const Arguments& arguments) {
   cancel_on_signals();
   const Events events(arguments.json);
   return events.finish(try_checkpoint(arguments, events), "running");
+}
+
+int dirty_rate(const Arguments& arguments) {
+  cancel_on_signals();
+  const Events events(arguments.json);
+  return events.finish(try_dirty_rate(arguments, events), "running");
 }
 
 int restore(const Arguments& arguments) {

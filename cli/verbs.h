@@ -32,6 +32,7 @@ struct Arguments {
   std::vector<std::string> move_addresses;
   LimitArguments limits;
   double link_timeout_s = 10;
+  unsigned seconds = 1;
   unsigned channels = 1;
   std::string cache = "64M";
 };
@@ -50,5 +51,6 @@ int cancel(const Arguments& arguments);
 int pause(const Arguments& arguments);
 int resume(const Arguments& arguments);
 int freeze_now(const Arguments& arguments);
+int dirty_rate(const Arguments& arguments);
 
 }  // namespace godwit::cli

@@ -55,6 +55,11 @@ Limits Control::limits() const {
   return limits_;
 }
 
+ThrottleLimits Control::throttle() const {
+  const std::lock_guard lock(mutex_);
+  return paused_ ? ThrottleLimits{} : limits_.throttle;
+}
+
 bool Control::freeze_now() const {
   const std::lock_guard lock(mutex_);
   return freeze_now_;

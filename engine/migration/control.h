@@ -46,6 +46,8 @@ class Control {
 
   // ---- the migrating thread
   [[nodiscard]] Limits limits() const;
+  /// Nothing while paused: who sends nothing has no reason to slow the process.
+  [[nodiscard]] ThrottleLimits throttle() const;
   [[nodiscard]] bool freeze_now() const;
   /// Errors: Cancelled.
   Status check();

@@ -108,7 +108,7 @@ Result<Changes> parse_changes(const ordered_json& object) {
   Arguments arguments(object);
   arguments.time("downtime-limit", changes.downtime, kMilli);
   arguments.number("max-bandwidth", changes.bandwidth, kMostBytes);
-  arguments.number("max-rounds", changes.max_rounds, 1000);
+  arguments.number("max-rounds", changes.max_rounds, 1e6);
   arguments.time("timeout", changes.timeout, kSecond);
   arguments.choice("on-timeout", changes.on_timeout);
   arguments.flag("auto-converge", changes.throttle);

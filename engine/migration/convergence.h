@@ -19,7 +19,8 @@ struct RoundStats {
   Nanos interval{};  ///< between the two collects: the time in which `pages` were written (unused in round 0)
   Nanos
       duration{};  ///< of the round: collect, read, encode, send, and the peer's word that it installed them
-  Nanos scan{};    ///< the part of it that looked for dirty pages; the freeze looks once more
+  unsigned throttle_percent = 0;  ///< of its time that the process stood meanwhile
+  Nanos scan{};                   ///< the part of it that looked for dirty pages; the freeze looks once more
 };
 
 /// What may be done to a process that writes faster than it can be sent. Names and defaults are QEMU's.

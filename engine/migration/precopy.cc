@@ -1,12 +1,11 @@
 #include "engine/migration/precopy.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 
 #include "engine/base/fault_point.h"
+#include "engine/migration/arm_tracker.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
 #include "engine/tracee/injector.h"
@@ -14,10 +13,6 @@
 
 namespace godwit::migration {
 namespace {
-
-/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection
-/// is resolved by the kernel itself, so that it sees writes of the kernel all the same.
-constexpr int kUserModeOnly = 1;
 
 /// The fixed part of a freeze, until one was measured: capture, finish and two round trips.
 constexpr Nanos kStateCost = std::chrono::milliseconds(3);
@@ -56,33 +51,11 @@ Precopy::~Precopy() {
 // ---- arm
 // ---------------------------------------------------------------------------------------------------------
 
-/// A userfaultfd belongs to the address space of its maker, so the target makes it; once it is taken out, the
-/// target's own number is closed. The process stands still for some 100 us.
 Status Precopy::arm() {
   TRY(fault_point("arm"));
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
-  const Nanos begin = monotonic_now();
-  auto frozen = TRY(tracee::Frozen::freeze(process_));
-  TRY(interrupted_->look(frozen, begin));
-  auto injector = TRY(tracee::Injector::create(frozen));
-  tracee::Batch make;
-  const size_t made =
-      make.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
-  TRY(injector->run(process_.pid(), make));
-  const int number = static_cast<int>(make.result(made));
-  // ORDER: whatever fails from here on, the number inside is closed before it is told.
-  Status undisturbed = fault_point("armed-inside");
-  Result<Fd> taken = process_.pidfd().get_fd(number);
-  tracee::Batch close;
-  close.call(SYS_close, {number}, "close the target's userfaultfd");
-  TRY(injector->run(process_.pid(), close));
-  TRY(injector->finish());
-  TRY(frozen.finish());
-  TRY(std::move(undisturbed));
-
-  tracker_ =
-      std::make_unique<uffd::WpTracker>(TRY(uffd::WpTracker::create(process_.pid(), TRY(std::move(taken)))));
+  tracker_ = TRY(arm_tracker(process_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (wire::RecordWriter* writer : writers_)
     lanes.push_back(TRY(Lane::create(*writer, options_.cache_bytes / writers_.size())));
@@ -93,6 +66,8 @@ Status Precopy::arm() {
 }
 
 void Precopy::disarm() {
+  hold_.reset();
+  throttle_.reset();
   sender_.reset();
   if (tracker_) tracker_->release();
   tracker_.reset();
@@ -139,6 +114,7 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
 /// and the program's next mremap of it would fail.
 Status Precopy::track() {
   if (!sender_->has_untracked()) return {};
+  const Throttle::Hold hold(throttle_.get());
   const Nanos begin = monotonic_now();
   auto still = tracee::Frozen::freeze(process_);
   if (!still.ok() && still.error().kind == ErrorKind::kRetry) return {};  // in the next round
@@ -161,11 +137,11 @@ Status Precopy::rounds() {
     TRY(check_wishes());
     TRY(round(next_round_++));
     const Limits limits = control_.limits();
-    throttle_ = within(throttle_, limits.throttle);
+    throttle(within(level_, limits.throttle));
     Situation now{.last = report_.rounds.back(),
                   .ahead = forecast(report_.rounds.back(), kStateCost),
                   .elapsed = monotonic_now() - started_,
-                  .throttle = throttle_,
+                  .throttle = level_,
                   .freeze_now = control_.freeze_now()};
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
@@ -181,6 +157,7 @@ Status Precopy::turn(Decision decision, const Situation& now, const Limits& limi
     case Decision::kContinue:
       return {};
     case Decision::kThrottle:
+      throttle(tighten(level_, limits.throttle));
       return {};
     default:
       return fail(
@@ -192,6 +169,16 @@ Status Precopy::turn(Decision decision, const Situation& now, const Limits& limi
           "freeze "
           "it all the same with --on-timeout force, or move it when it writes less");
   }
+}
+
+void Precopy::throttle(ThrottleLevel level) {
+  if (level == level_) return;
+  level_ = level;
+  report_.throttle_percent = std::max(report_.throttle_percent, level.cpu_percent);
+  control_.publish([&](Statistics& s) { s.throttle = level; });
+  if (!throttle_)
+    throttle_ = std::make_unique<Throttle>(process_, *interrupted_, [this] { return control_.throttle(); });
+  throttle_->set(level);
 }
 
 Status Precopy::one_more_round() {
@@ -206,6 +193,7 @@ Status Precopy::round(uint32_t number) {
   TRY(fault_point("round"));
   RoundStats stats;
   stats.round = number;
+  stats.throttle_percent = level_.cpu_percent;
   const uint64_t before = wire_bytes();
   // The slow look (smaps) stands before the collect, outside of what a round costs the target's dirty set.
   TRY(send_layout(TRY(process_.detailed_layout()), number, false));
@@ -271,7 +259,7 @@ void Precopy::round_ends(const RoundStats& stats, const Forecast& ahead) {
     s.dirty_pages_per_second = ahead.dirty_pages_per_second;
     s.expected_downtime = ahead.downtime;
     s.pages = sender_->counts();
-    s.throttle = throttle_;
+    s.throttle = level_;
   });
 }
 
@@ -297,6 +285,8 @@ Status Precopy::freeze() {
   TRY(fault_point("freeze"));
 
   report_.downtime = {};
+  // ORDER: what the throttle holds, nobody else can freeze.
+  hold_.emplace(throttle_.get());
   frozen_at_ = monotonic_now();
   report_.frozen_at = read_clock(CLOCK_REALTIME);
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
@@ -389,9 +379,9 @@ Status Precopy::thaw() {
     for (auto undo = captured_->undo.rbegin(); undo != captured_->undo.rend(); ++undo) (*undo)();
     captured_.reset();
   }
-  if (!frozen_) return {};
-  Status thawed = frozen_->finish();
+  Status thawed = frozen_ ? frozen_->finish() : Status();
   frozen_.reset();
+  hold_.reset();
   return thawed;
 }
 

@@ -21,6 +21,7 @@
 #include "engine/migration/memory_sender.h"
 #include "engine/migration/object_sender.h"
 #include "engine/migration/report.h"
+#include "engine/migration/throttle.h"
 #include "engine/state/context.h"
 #include "engine/tracee/frozen.h"
 #include "engine/tracee/memory.h"
@@ -89,6 +90,7 @@ class Precopy {
   Status check_wishes();
   [[nodiscard]] Status check_target() const;
   Status turn(Decision decision, const Situation& now, const Limits& limits);
+  void throttle(ThrottleLevel level);
   void round_begins(const RoundStats& stats);
   void round_ends(const RoundStats& stats, const Forecast& ahead);
   void tell(const char* phase, const Forecast& forecast);
@@ -109,8 +111,10 @@ class Precopy {
   std::optional<tracee::Frozen> frozen_;
   std::optional<state::CaptureContext> captured_;
   std::optional<InterruptedCalls> interrupted_;
+  std::unique_ptr<Throttle> throttle_;  ///< once it was needed
+  ThrottleLevel level_;
+  std::optional<Throttle::Hold> hold_;  ///< as long as it is frozen
   Nanos started_{}, collected_at_{}, frozen_at_{};
-  ThrottleLevel throttle_;
   uint32_t next_round_ = 0;
   Report report_;
 };

@@ -39,7 +39,8 @@ struct Report {
   /// Not empty: why relative sleeps and other waits began their time anew instead of going on for what was
   /// left.
   std::string restarts_anew;
-  uint32_t bad_instants = 0;  ///< freezes undone because something could not be captured at that moment
+  unsigned throttle_percent = 0;  ///< the most that the process was slowed by
+  uint32_t bad_instants = 0;      ///< freezes undone because something could not be captured at that moment
 };
 
 /// Told after every round and at every change of phase.

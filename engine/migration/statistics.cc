@@ -18,6 +18,8 @@ std::string_view to_string(JobState state) {
       return "completed";
     case JobState::kCancelling:
       return "cancelling";
+    case JobState::kMeasuring:
+      return "measuring";
     case JobState::kInvalid:
       break;
   }

@@ -21,6 +21,7 @@ enum class JobState : uint8_t {
   kDevice,     ///< frozen: the last pages and the state are under way
   kCompleted,  ///< the destination runs it; late packets may still be forwarded
   kCancelling,
+  kMeasuring,  ///< no migration: the dirty rate is being measured
 };
 std::string_view to_string(JobState state);
 

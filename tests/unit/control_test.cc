@@ -58,7 +58,7 @@ TEST_F(ControlTest, AWrongArgumentChangesNothingAtAll) {
   for (const char* wrong :
        {R"("max-bandwidth": -1)", R"("max-bandwidth": 1.5)", R"("max-bandwidth": "1M")",
         R"("max-bandwidth": 1e30)", R"("downtime-limit": -1)", R"("downtime-limit": 1e300)",
-        R"("max-rounds": 1)", R"("max-rounds": 1001)", R"("on-timeout": "later")", R"("on-timeout": 1)",
+        R"("max-rounds": 1)", R"("max-rounds": 1000001)", R"("on-timeout": "later")", R"("on-timeout": 1)",
         R"("auto-converge": 1)", R"("cpu-throttle-initial": 0)", R"("cpu-throttle-increment": 100)",
         R"("max-cpu-throttle": 100)", R"("dirty-limit": null)", R"("speed": 1)"}) {
     const std::string answer =
