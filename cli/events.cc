@@ -80,14 +80,16 @@ void Events::progress(const migration::Progress& p) const {
                 {"wire_bytes", p.wire_bytes},
                 {"bytes_per_second", p.bytes_per_second},
                 {"dirty_pages_per_second", p.dirty_pages_per_second},
-                {"expected_downtime_us", to_micros(p.expected_downtime)}});
+                {"expected_downtime_us", to_micros(p.expected_downtime)},
+                {"cpu-throttle-percentage", p.throttle.cpu_percent}});
     return;
   }
   if (::isatty(STDERR_FILENO) == 0) return;
   fmt::print(stderr,
-             "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms   ",
+             "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms{}   ",
              p.phase, p.round, p.pages, p.bytes_per_second / 1e6, p.dirty_pages_per_second,
-             to_ms(p.expected_downtime));
+             to_ms(p.expected_downtime),
+             p.throttle.cpu_percent > 0 ? fmt::format(", throttled by {} %", p.throttle.cpu_percent) : "");
   std::fflush(stderr);
 }
 

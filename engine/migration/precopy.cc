@@ -269,7 +269,7 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
   const double seconds = std::chrono::duration<double>(last.duration).count();
   options_.progress({phase, last.round, last.pages, wire_bytes(),
                      seconds > 0 ? static_cast<double>(last.wire_bytes) / seconds : 0,
-                     ahead.dirty_pages_per_second, ahead.downtime});
+                     ahead.dirty_pages_per_second, ahead.downtime, level_});
 }
 
 // ---- the freeze

@@ -52,6 +52,7 @@ struct Progress {
   double bytes_per_second = 0;
   double dirty_pages_per_second = 0;
   Nanos expected_downtime{};
+  ThrottleLevel throttle;
 };
 using OnProgress = std::function<void(const Progress&)>;
 

@@ -333,7 +333,8 @@ def throttled_calls(a, b):
     with Program(a, "inflight") as program:
         with receive(b, "--once") as receiver, migrate(a, program.pid, b, *ENDLESS, "--throttle", "auto", "--throttle-initial",
                                                        "90") as sender:
-            await_status(a, program.pid, sender, "tenth round", lambda now: now["round"] >= 10)
+            begun = await_status(a, program.pid, sender, "throttle", closed)
+            await_status(a, program.pid, sender, "further rounds", lambda now: now["round"] >= begun["round"] + 100)
             say(a, "freeze-now", program.pid)
             arrived(program, sender, receiver, b)
 
