@@ -58,12 +58,18 @@ Status bind_to(const Fd& fd, const std::string& path) {
   return {};
 }
 
+/// ORDER: one engine at a time looks whether a socket is dead, so that none takes away a living one.
+Result<Fd> lock_folder_of(const std::string& path) {
+  const std::string folder = path.substr(0, path.rfind('/'));
+  Fd lock(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0) return fail_errno("flock", folder);
+  return lock;
+}
+
 Result<Fd> listen_at(const std::string& path) {
   const std::string folder = path.substr(0, path.rfind('/'));
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) return fail_errno("mkdir", folder);
-  // ORDER: one engine at a time looks whether a socket is dead, so that none takes away a living one.
-  const Fd lock(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!lock.valid() || ::flock(lock.get(), LOCK_EX) != 0) return fail_errno("flock", folder);
+  const Fd lock = TRY(lock_folder_of(path));
   Fd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd.valid()) return fail_errno("socket", path);
   TRY(bind_to(fd, path));
@@ -91,6 +97,13 @@ bool say(const Fd& client, std::string line) {
 
 std::string job_path(pid_t pid) {
   return fmt::format("{}/{}{}{}", kJournalFolder, kPrefix, pid, kSuffix);
+}
+
+void remove_dead_socket(const std::string& path) {
+  const auto lock = lock_folder_of(path);
+  if (!lock.ok()) return;
+  const auto connected = connect_to(path, SOCK_NONBLOCK);
+  if (!connected.ok() && connected.error().err == ECONNREFUSED) ::unlink(path.c_str());
 }
 
 Result<std::unique_ptr<ControlServer>> ControlServer::start(Control& control, const std::string& path) {

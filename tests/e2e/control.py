@@ -209,6 +209,8 @@ def stale_socket(a, b):
         await_empty(b)
         if say(a, "status") or status(a, program.pid) is not None:
             raise Failure("a dead job is listed")
+        if "job." in (left := a.run(["ls", "/run/godwit"]).stdout):
+            raise Failure(f"left behind: {left}")
         program.move_to(b)
         program.check()
 
