@@ -127,6 +127,7 @@ void Events::completed(const migration::Report& r) const {
         "{:.2f}\n",
         to_ms(d.total()), to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit),
         to_ms(d.resume));
+    if (r.throttle_percent > 0) fmt::print("throttled by up to {} %\n", r.throttle_percent);
     std::fflush(stdout);
     if (!r.restarts_anew.empty())
       fmt::print(stderr, "godwit: sleeps and other waits of pid {} began their time anew: {}\n", r.pid,

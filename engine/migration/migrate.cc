@@ -56,6 +56,7 @@ class Migration {
   Status stages() {
     TRY(open());
     TRY(check_both());
+    TRY(control_.check());
     TRY(advance(Event::kCheckPassed));
     guardian_.touching();
     TRY(prepare_addresses());
