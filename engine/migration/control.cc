@@ -82,7 +82,8 @@ Status Control::check() {
 
 Error Control::explain(Error error) const {
   const std::lock_guard lock(mutex_);
-  return cut_ && !committed_ ? end_error(end_) : error;
+  if (cut_ && !committed_) return end_error(end_);
+  return error;
 }
 
 Status Control::wait_while_paused(const std::function<Status()>& alive) {

@@ -89,7 +89,7 @@ class Arguments {
   [[nodiscard]] bool asked(std::string_view name) const {
     return std::find(names_.begin(), names_.end(), name) != names_.end();
   }
-  void wrong(const char* name, std::string why) {
+  void wrong(const char* name, std::string_view why) {
     if (!wrong_) wrong_ = unreadable(name, why);
   }
 

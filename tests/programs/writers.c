@@ -1,6 +1,6 @@
 // Threads that write without pause, faster than any link, and one that only counts: what a throttle does to
-// each. writers DIR MIB [WRITERS]: each writer rewrites its own MIB. Each check verifies all of it, and writes
-// DIR/rates.N: JSON with what every thread got done in a second of wall time, measured just then.
+// each. writers DIR MIB [WRITERS]: each writer rewrites its own MIB. Each check verifies all of it, and
+// writes DIR/rates.N: JSON with what every thread got done in a second of wall time, measured just then.
 #include "program.h"
 
 #include <pthread.h>
@@ -22,7 +22,8 @@ static uint64_t counted;
 static void write_page(Writer* w, size_t page) {
   w->generation[page]++;
   uint64_t* words = w->memory + page * kWords;
-  for (size_t i = 0; i < kWords; i++) words[i] = mix(page * kWords + i + ((uint64_t)w->generation[page] << 32));
+  for (size_t i = 0; i < kWords; i++)
+    words[i] = mix(page * kWords + i + ((uint64_t)w->generation[page] << 32));
 }
 
 static bool page_right(const Writer* w, size_t page) {
