@@ -154,7 +154,8 @@ void Events::completed(const migration::Report& r) const {
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
               {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},
-              {"restarts_anew", r.restarts_anew}});
+              {"restarts_anew", r.restarts_anew},
+              {"scanned_because", r.scanned_because}});
 }
 
 void Events::failed(const Error& error, const std::string& original) const {

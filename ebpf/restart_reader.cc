@@ -6,8 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdarg>
-#include <cstdio>
 #include <filesystem>
 #include <iterator>
 #include <map>
@@ -19,6 +17,7 @@
 #pragma GCC diagnostic ignored "-Wsign-conversion"  // what bpftool writes
 #include "ebpf/restart_block.skel.h"
 #pragma GCC diagnostic pop
+#include "ebpf/libbpf_reason.h"
 #include "ebpf/restart_record.h"
 #include "engine/base/fd.h"
 #include "engine/base/files.h"
@@ -59,27 +58,13 @@ Names read_names() {
   return names;
 }
 
-/// libbpf tells its reasons only by printing: they go to the debug log, the last one into the error.
-std::string& last_words() {
-  static thread_local std::string words;
-  return words;
-}
-int hear(libbpf_print_level level, const char* format, va_list args) {
-  if (level == LIBBPF_DEBUG) return 0;
-  std::array<char, 512> line{};
-  const int length = std::vsnprintf(line.data(), line.size(), format, args);
-  log_debug("{}", trim(line.data()));
-  if (level == LIBBPF_WARN && last_words().empty()) last_words() = trim(line.data());
-  return length;
-}
-
 Error unsupported(const char* operation, pid_t pid, int err) {
   Error error = fail_errno(operation, fmt::format("the threads of pid {}", pid), err);
   error.kind = ErrorKind::kUnsupported;
   error.remedy = fmt::format(
       "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it interrupted sleeps, "
       "futex waits and polls begin their time anew",
-      last_words(), last_words().empty() ? "" : "; ");
+      libbpf_reason(), libbpf_reason().empty() ? "" : "; ");
   return error;
 }
 
@@ -141,8 +126,7 @@ RestartReader& RestartReader::operator=(RestartReader&&) noexcept = default;
 RestartReader::~RestartReader() = default;
 
 Result<RestartReader> RestartReader::create(pid_t pid) {
-  last_words().clear();
-  ::libbpf_set_print(&hear);
+  hear_libbpf();
   auto loaded = std::make_unique<Loaded>();
   loaded->pid = pid;
   loaded->program.reset(load(pid));

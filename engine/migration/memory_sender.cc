@@ -3,18 +3,13 @@
 #include <algorithm>
 
 #include "engine/codec/zero_page.h"
+#include "engine/migration/carried.h"
 
 namespace godwit::migration {
 namespace {
 
 constexpr uint64_t kChunk = 1_MiB;      ///< read at once; fits a batch
 constexpr uint64_t kLaneBlock = 2_MiB;  ///< addresses of one block share a lane
-
-/// A shared file that this process may not write holds what the destination's file holds.
-bool carried(const Vma& vma) {
-  if (vma.kind == VmaKind::kFileShared) return vma.has_flag("mw");
-  return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate;
-}
 
 /// `range` without the parts that `taken` (sorted, disjoint) covers.
 std::vector<AddressRange> without(AddressRange range, const std::vector<AddressRange>& taken) {
@@ -38,10 +33,6 @@ std::vector<AddressRange> without_all(const std::vector<AddressRange>& ranges,
   return left;
 }
 
-bool touches(const std::vector<AddressRange>& list, AddressRange range) {
-  return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Lane>> Lane::create(wire::RecordWriter& writer, size_t cache_bytes) {
@@ -59,14 +50,14 @@ void MemorySender::forget(AddressRange range) {
 void MemorySender::follow(const Layout& layout) {
   std::vector<AddressRange> wanted;
   for (const Vma& vma : layout) {
-    if (carried(vma)) wanted.push_back(vma.range);
+    if (is_carried(vma)) wanted.push_back(vma.range);
   }
   for (const AddressRange& gone : without_all(tracked_, wanted)) forget(gone);
   std::vector<AddressRange> fresh = without_all(wanted, tracked_);
   // An area that was replaced by something else at the same place starts anew, whatever its range.
   for (const Vma& vma : layout) {
     const Vma* old = find_vma(layout_, vma.range.start);
-    const bool replaced = old != nullptr && carried(vma) &&
+    const bool replaced = old != nullptr && is_carried(vma) &&
                           (old->kind != vma.kind || old->inode != vma.inode || old->shared != vma.shared);
     if (replaced) {
       forget(vma.range);
@@ -88,7 +79,7 @@ Status MemorySender::track(const Layout& now) {
     while (next != unregistered_.end() && next->end <= vma.range.start) ++next;
     if (next != unregistered_.end() && next->overlaps(vma.range)) areas.push_back(vma.range);
   }
-  std::erase_if(untrackable_, [&](AddressRange old) { return touches(areas, old); });
+  std::erase_if(untrackable_, [&](AddressRange old) { return touch(areas, old); });
   for (const AddressRange& range : TRY(tracker_.track(areas))) untrackable_.push_back(range);
   unregistered_.clear();
   return {};
@@ -96,9 +87,11 @@ Status MemorySender::track(const Layout& now) {
 
 Result<PageRuns> MemorySender::collect() {
   PageRuns found;
+  clean_.clear();
+  rested_.clear();
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
-    if (!carried(vma)) continue;
+    if (!is_carried(vma)) continue;
     auto runs = tracker_.collect(vma.range);
     if (!runs.ok() && runs.error().kind == ErrorKind::kRetry) {
       // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
@@ -106,6 +99,7 @@ Result<PageRuns> MemorySender::collect() {
       again.push_back(vma.range);
       continue;
     }
+    clean_.push_back(vma.range);
     for (const PageRun& run : TRY(std::move(runs))) {
       // A clean page of a private file mapping comes from the destination's file.
       if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) continue;
@@ -138,56 +132,6 @@ Status MemorySender::add_unmarked(PageRuns& found) {
     for (const AddressRange& known : told.runs_in(range)) populated.erase(known);
     for (const AddressRange& missed : populated.runs()) found.push_back({missed, true, true});
   }
-  return {};
-}
-
-Result<MemorySender::LastPass> MemorySender::survey() {
-  LastPass last;
-  for (const Vma& vma : layout_) {
-    if (!carried(vma)) continue;
-    // Where nothing tells written from clean, every populated page counts as written.
-    const bool blind = touches(untrackable_, vma.range) || touches(fresh_, vma.range);
-    if (blind)
-      TRY(survey_all(vma, last));
-    else
-      TRY(survey_changes(vma, last));
-  }
-  for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
-  for (const AddressRange& range : last.discarded) counts_.discarded += range.pages();
-  return last;
-}
-
-void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& last) {
-  if (run.guard) last.guards.push_back(run.range);
-  if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) return;
-  if (vma.kind == VmaKind::kFileShared)
-    shared_files_.insert(run.range);
-  else
-    last.written.push_back(run);
-}
-
-/// The cheap look: the kernel tells only what is written or absent.
-Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
-  std::vector<AddressRange> gone;
-  for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
-    add_written(vma, run, last);
-    const bool clean_again = run.present && run.file;
-    if ((!run.present || clean_again) && !vma.shared) gone.push_back(run.range);
-  }
-  // Of what is gone at the source, what the destination holds.
-  for (const AddressRange& held : held_.runs_in(gone)) last.discarded.push_back(held);
-  return {};
-}
-
-Status MemorySender::survey_all(const Vma& vma, LastPass& last) {
-  PageSet missing;
-  for (const AddressRange& range : held_.runs_in(vma.range)) missing.insert(range);
-  for (const PageRun& run : TRY(tracker_.survey(vma.range))) {
-    add_written(vma, run, last);
-    if (run.present && !run.file) missing.erase(run.range);
-  }
-  if (vma.shared) return {};
-  for (const AddressRange& range : missing.runs()) last.discarded.push_back(range);
   return {};
 }
 

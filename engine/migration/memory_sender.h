@@ -10,6 +10,7 @@
 #include "engine/model/dirty_tracker.h"
 #include "engine/model/page_set.h"
 #include "engine/model/vma.h"
+#include "engine/model/write_log.h"
 #include "engine/tracee/memory.h"
 #include "engine/wire/page_batch_writer.h"
 #include "engine/wire/record_writer.h"
@@ -62,7 +63,11 @@ class MemorySender {
     std::vector<AddressRange> discarded;
     std::vector<AddressRange> guards;
   };
-  Result<LastPass> survey();
+  /// `log`: what was written since a mark that was set before the last collect(); then only the rest of
+  /// memory is looked at. nullptr, or a blind one: everything is.
+  Result<LastPass> survey(const WrittenSince* log);
+  /// After that collect(), target running: looks where nothing is, for a survey() by the log will not.
+  Status rest();
 
   /// Reads, encodes and sends. `bulk`: first arrivals, sent whole without looking for a base.
   Status send(const PageRuns& runs, bool bulk, bool last);
@@ -80,6 +85,8 @@ class MemorySender {
   Status place_bulk(Lane& lane, RemoteAddr at, size_t pages);
   Status write_batch(Lane& lane);
   Status add_unmarked(PageRuns& found);
+  [[nodiscard]] bool log_can_tell(const Vma& vma) const;
+  Status survey_logged(const WrittenSince& log, LastPass& last);
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
@@ -96,9 +103,13 @@ class MemorySender {
   std::vector<AddressRange> unregistered_;  ///< wanted, but not under the tracker yet
   std::vector<AddressRange> untrackable_;   ///< re-sent whole in the freeze
   std::vector<AddressRange>
-      fresh_;             ///< tracked since the last collect: every populated page counts as written
-  PageSet held_;          ///< what the destination has got from us
-  PageSet shared_files_;  ///< pages of shared files written since the start
+      fresh_;  ///< tracked since the last collect: every populated page counts as written
+  std::vector<AddressRange> clean_;   ///< areas that the last collect() went through; ascending
+  std::vector<AddressRange> rested_;  ///< of those, what the log can tell all about; empty before rest()
+  LastPass at_rest_;                  ///< what was gone or guarded in them at rest()
+  bool everywhere_huge_ = false;      ///< huge pages come unasked
+  PageSet held_;                      ///< what the destination has got from us
+  PageSet shared_files_;              ///< pages of shared files written since the start
   PageCounts counts_;
   uint64_t raw_bytes_ = 0;
   uint64_t wire_bytes_ = 0;

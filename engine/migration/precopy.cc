@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/migration/arm_tracker.h"
 #include "engine/state/address_space.h"
@@ -55,6 +56,7 @@ Status Precopy::arm() {
   TRY(fault_point("arm"));
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
+  listen();
   tracker_ = TRY(arm_tracker(process_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (wire::RecordWriter* writer : writers_)
@@ -65,9 +67,19 @@ Status Precopy::arm() {
   return {};
 }
 
+/// ORDER: before the first freeze: a write fault that is under way now is over then.
+void Precopy::listen() {
+  auto log = ebpf::FaultLog::create(process_.pid());
+  if (log.ok())
+    log_ = log.take();
+  else
+    report_.scanned_because = log.error().message();
+}
+
 void Precopy::disarm() {
   hold_.reset();
   throttle_.reset();
+  log_.reset();
   sender_.reset();
   if (tracker_) tracker_->release();
   tracker_.reset();
@@ -146,7 +158,7 @@ Status Precopy::rounds() {
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
     const Decision decision = decide(now, limits);
-    if (decision == Decision::kFreeze) return {};
+    if (decision == Decision::kFreeze) return log_ ? one_more_round() : Status{};
     TRY(turn(decision, now, limits));
   }
 }
@@ -166,8 +178,7 @@ Status Precopy::turn(Decision decision, const Situation& now, const Limits& limi
                       process_.pid(), next_round_, now.ahead.dirty_pages_per_second,
                       to_micros(now.ahead.downtime) / 1000, to_micros(limits.downtime) / 1000),
           "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, slow it with --throttle auto, "
-          "freeze "
-          "it all the same with --on-timeout force, or move it when it writes less");
+          "freeze it all the same with --on-timeout force, or move it when it writes less");
   }
 }
 
@@ -184,9 +195,18 @@ void Precopy::throttle(ThrottleLevel level) {
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
+  // ORDER: marked before the collect, so that a write is in the log, or in what the collect finds, or in
+  // both.
+  if (log_) {
+    Status marked = log_->mark();
+    if (!marked.ok()) {
+      report_.scanned_because = marked.error().message();
+      log_.reset();
+    }
+  }
   TRY(round(next_round_++));
   round_ends(report_.rounds.back(), forecast(report_.rounds.back(), kStateCost));
-  return {};
+  return log_ ? sender_->rest() : Status{};
 }
 
 Status Precopy::round(uint32_t number) {
@@ -291,6 +311,8 @@ Status Precopy::freeze() {
   report_.frozen_at = read_clock(CLOCK_REALTIME);
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
   const Nanos stopped = monotonic_now();
+  TRY(ask_log());
+  const Nanos asked = monotonic_now();
   TRY(fault_point("frozen"));
   TRY(interrupted_->look(*frozen_, frozen_at_));
   if (options_.on_frozen) TRY(options_.on_frozen());
@@ -298,8 +320,16 @@ Status Precopy::freeze() {
   TRY(capture(states));
   TRY(send_states(states));
   report_.downtime.freeze = stopped - frozen_at_;
-  report_.downtime.state = monotonic_now() - stopped;
+  report_.downtime.scan = asked - stopped;
+  report_.downtime.state = monotonic_now() - asked;
   return last_pass();
+}
+
+Status Precopy::ask_log() {
+  if (!log_) return {};
+  written_ = TRY(log_->since_mark());
+  report_.scanned_because = written_.blind;
+  return {};
 }
 
 /// KERNEL: VmFlags come from smaps, which walks the page tables; maps costs microseconds. Flags of areas
@@ -335,7 +365,7 @@ Status Precopy::send_states(const std::vector<wire::RoomState>& states) {
 Status Precopy::last_pass() {
   TRY(fault_point("last-pass"));
   const Nanos begin = monotonic_now();
-  const MemorySender::LastPass last = TRY(sender_->survey());
+  const MemorySender::LastPass last = TRY(sender_->survey(log_ ? &written_ : nullptr));
   const Nanos scanned = monotonic_now();
   TRY(sender_->send(last.written, false, true));
   TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files))));
@@ -354,7 +384,7 @@ Status Precopy::last_pass() {
     TRY(writer->write_message(wire::RecordType::kEndOfState, wire::EndOfState()));
     TRY(writer->flush());
   }
-  report_.downtime.scan = scanned - begin;
+  report_.downtime.scan += scanned - begin;
   report_.downtime.pages = monotonic_now() - scanned;
   report_.pages = sender_->counts();
   report_.raw_bytes = sender_->raw_bytes();

@@ -56,6 +56,7 @@ class Precopy {
   /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad
   /// instant, after which the caller thaws, does another round and tries again.
   Status freeze();
+  /// The round before a freeze: what is written from its beginning on, the log hears.
   Status one_more_round();
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
@@ -82,6 +83,8 @@ class Precopy {
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
+  void listen();
+  Status ask_log();
   Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files);
   Status capture(std::vector<wire::RoomState>& states);
@@ -105,6 +108,8 @@ class Precopy {
 
   std::optional<tracee::Memory> memory_;
   std::unique_ptr<uffd::WpTracker> tracker_;
+  std::unique_ptr<WriteLog> log_;  ///< none where the kernel does not let us
+  WrittenSince written_;           ///< what it told in the freeze
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed

@@ -39,8 +39,10 @@ struct Report {
   /// Not empty: why relative sleeps and other waits began their time anew instead of going on for what was
   /// left.
   std::string restarts_anew;
-  unsigned throttle_percent = 0;  ///< the most that the process was slowed by
+  /// Not empty: why the freeze looked at all memory, instead of only at what a log of writes named.
+  std::string scanned_because;
   uint32_t bad_instants = 0;      ///< freezes undone because something could not be captured at that moment
+  unsigned throttle_percent = 0;  ///< the most that the process was slowed by
 };
 
 /// Told after every round and at every change of phase.

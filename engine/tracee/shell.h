@@ -10,7 +10,7 @@
 // us. The shell has no parent-death signal, and the process must get none: its parent is the ShellThread,
 // whose end would send it. Session, process group, credentials, limits, cgroup, umask, directories,
 // scheduling and namespaces are the engine's until a room changes them. The released process stays a child of
-// this engine: see children() and reap().
+// this engine: see children() and reap(). What the engine ignores, the shell ignores until a room sets it.
 #pragma once
 
 #include <sys/types.h>

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <csignal>
 
 #include <cstring>
 
@@ -181,7 +182,13 @@ class Workshop {
   std::unique_ptr<Shell> shell_;
 };
 
-class ShellTest : public testing::Test, protected Workshop {};
+class ShellTest : public testing::Test, protected Workshop {
+ protected:
+  /// A shell ignores what its engine ignores; this test may have been started by nohup.
+  void SetUp() override {
+    for (int signal = 1; signal < NSIG; ++signal) ::signal(signal, SIG_DFL);
+  }
+};
 
 /// Lets a program of set_blocked_read() go on, and takes what its read(2) returned.
 inline int64_t finish_read(const Fd& to, const Fd& reports) {

@@ -1,0 +1,214 @@
+#include "ebpf/write_log.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <iterator>
+#include <system_error>
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"  // what bpftool writes
+#include "ebpf/write_log.skel.h"
+#pragma GCC diagnostic pop
+#include "ebpf/libbpf_reason.h"
+#include "ebpf/write_log_record.h"
+#include "engine/base/fd.h"
+#include "engine/base/mapping.h"
+#include "engine/base/units.h"
+
+namespace godwit::ebpf {
+namespace {
+
+constexpr std::array<const char*, GODWIT_TRIPS> kTrips{
+    "its address space was reached into or changed (mmap, brk, process_vm_writev, a reader of its maps, ...)",
+    "madvise was called", "it has more threads than the log knows"};
+
+using Link = std::unique_ptr<bpf_link, int (*)(bpf_link*)>;
+
+Error unsupported(const char* operation, pid_t pid, int err) {
+  Error error = fail_errno(operation, fmt::format("the faults of pid {}", pid), err);
+  error.kind = ErrorKind::kUnsupported;
+  error.remedy = fmt::format(
+      "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it the freeze looks at all memory",
+      libbpf_reason(), libbpf_reason().empty() ? "" : "; ");
+  return error;
+}
+
+size_t count_threads(pid_t pid) {
+  std::error_code ignored;
+  const std::filesystem::directory_iterator tasks(fmt::format("/proc/{}/task", pid), ignored);
+  return ignored ? 0 : static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
+}
+
+write_log_bpf* load(pid_t pid) {
+  write_log_bpf* program = write_log_bpf::open();
+  if (program == nullptr) return nullptr;
+  const auto room = static_cast<__u32>(256 + 4 * count_threads(pid));
+  ::bpf_map__set_max_entries(program->maps.last, room);
+  ::bpf_map__set_max_entries(program->maps.serving, room);
+  const int failed = write_log_bpf::load(program);
+  if (failed == 0) return program;
+  write_log_bpf::destroy(program);
+  errno = -failed;
+  return nullptr;
+}
+
+uint64_t load_shared(const __u64& value) {
+  return __atomic_load_n(&value, __ATOMIC_ACQUIRE);
+}
+
+std::vector<AddressRange> join(std::vector<RemoteAddr>& pages) {
+  std::sort(pages.begin(), pages.end());
+  std::vector<AddressRange> ranges;
+  for (const RemoteAddr page : pages) {
+    if (!ranges.empty() && ranges.back().end >= page + kPageSize) continue;
+    if (!ranges.empty() && ranges.back().end == page)
+      ranges.back().end = page + kPageSize;
+    else
+      ranges.push_back({page, page + kPageSize});
+  }
+  return ranges;
+}
+
+}  // namespace
+
+struct FaultLog::Loaded {
+  pid_t pid = 0;
+  std::unique_ptr<write_log_bpf, void (*)(write_log_bpf*)> program{nullptr, &write_log_bpf::destroy};
+  std::vector<Link> links;
+  Mapping ring;
+  bool watching = false;  ///< for what is no fault, too
+  uint64_t head = 0, misses = 0;
+  std::array<uint64_t, GODWIT_TRIPS> trips{};  ///< at the mark
+
+  Status learn();
+  Status attach(bpf_program* which);
+  Result<uint64_t> count_misses() const;
+  Result<std::string> why_blind() const;
+  Status read_last(std::vector<uint64_t>& entries) const;
+};
+
+/// The programs know address spaces by their mm_struct, which an iteration over the process tells them.
+Status FaultLog::Loaded::learn() {
+  bpf_iter_link_info info{};
+  info.task.pid = static_cast<__u32>(pid);
+  DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options);
+  options.link_info = &info;
+  options.link_info_len = sizeof info;
+  const Link link(::bpf_program__attach_iter(program->progs.learn, &options), &bpf_link__destroy);
+  if (!link) return unsupported("attach a BPF iterator", pid, errno);
+  const Fd iteration(::bpf_iter_create(::bpf_link__fd(link.get())));
+  if (!iteration.valid()) return unsupported("create a BPF iteration", pid, errno);
+  std::array<std::byte, 64> nothing;
+  while (::read(iteration.get(), nothing.data(), nothing.size()) > 0) {
+  }
+  if (program->bss->watched != 0) return {};
+  return fail(ErrorKind::kTargetGone, "watch the faults", fmt::format("pid {}", pid));
+}
+
+Status FaultLog::Loaded::attach(bpf_program* which) {
+  links.emplace_back(::bpf_program__attach(which), &bpf_link__destroy);
+  if (links.back()) return {};
+  const int err = errno;
+  links.pop_back();
+  return unsupported(::bpf_program__name(which), pid, err);
+}
+
+/// KERNEL: a program that is met while it runs on the same processor is skipped, and counted.
+Result<uint64_t> FaultLog::Loaded::count_misses() const {
+  uint64_t counted = 0;
+  bpf_program* program_of = nullptr;
+  bpf_object__for_each_program(program_of, program->obj) {
+    bpf_prog_info info{};
+    __u32 size = sizeof info;
+    if (::bpf_obj_get_info_by_fd(::bpf_program__fd(program_of), &info, &size) != 0)
+      return fail_errno("ask for BPF statistics", ::bpf_program__name(program_of));
+    counted += info.recursion_misses;
+  }
+  return counted;
+}
+
+Result<std::string> FaultLog::Loaded::why_blind() const {
+  for (size_t i = 0; i < kTrips.size(); ++i) {
+    if (load_shared(program->bss->trips[i]) != trips[i]) return std::string(kTrips[i]);
+  }
+  if (load_shared(program->bss->head) - head > GODWIT_WRITE_LOG_ENTRIES)
+    return fmt::format("it wrote to more than {} pages", GODWIT_WRITE_LOG_ENTRIES);
+  if (TRY(count_misses()) != misses) return std::string("a fault was not heard");
+  return std::string();
+}
+
+Status FaultLog::Loaded::read_last(std::vector<uint64_t>& entries) const {
+  const __u32 room = ::bpf_map__max_entries(program->maps.last);
+  std::vector<__u64> keys(room), values(room);
+  __u64 position = 0;
+  __u32 count = room;
+  DECLARE_LIBBPF_OPTS(bpf_map_batch_opts, options);
+  const int failed = ::bpf_map_lookup_batch(::bpf_map__fd(program->maps.last), nullptr, &position,
+                                            keys.data(), values.data(), &count, &options);
+  // KERNEL: ENOENT says that this was all of it.
+  if (failed != 0 && errno != ENOENT)
+    return fail_errno("read a BPF map", fmt::format("the threads of pid {}", pid));
+  entries.insert(entries.end(), values.begin(), values.begin() + count);
+  return {};
+}
+
+FaultLog::FaultLog(std::unique_ptr<Loaded> loaded) : loaded_(std::move(loaded)) {}
+FaultLog::~FaultLog() = default;
+
+Result<std::unique_ptr<FaultLog>> FaultLog::create(pid_t pid) {
+  hear_libbpf();
+  auto loaded = std::make_unique<Loaded>();
+  loaded->pid = pid;
+  loaded->program.reset(load(pid));
+  if (!loaded->program) return unsupported("load a BPF program", pid, errno);
+  loaded->ring = TRY(Mapping::create(GODWIT_WRITE_LOG_ENTRIES * sizeof(__u64), PROT_READ, MAP_SHARED,
+                                     ::bpf_map__fd(loaded->program->maps.ring)));
+  TRY(loaded->learn());
+  TRY(loaded->attach(loaded->program->progs.user_fault));
+  TRY(loaded->attach(loaded->program->progs.kernel_fault));
+  return std::unique_ptr<FaultLog>(new FaultLog(std::move(loaded)));
+}
+
+Status FaultLog::mark() {
+  Loaded& all = *loaded_;
+  if (!all.watching) {
+    TRY(all.attach(all.program->progs.lock_begin));
+    TRY(all.attach(all.program->progs.lock_end));
+    TRY(all.attach(all.program->progs.call_end));
+    all.watching = true;
+  }
+  all.misses = TRY(all.count_misses());
+  for (size_t i = 0; i < all.trips.size(); ++i) all.trips[i] = load_shared(all.program->bss->trips[i]);
+  all.head = load_shared(all.program->bss->head);
+  return {};
+}
+
+Result<WrittenSince> FaultLog::since_mark() {
+  const Loaded& all = *loaded_;
+  WrittenSince written;
+  if (!all.watching) written.blind = "it was not marked";
+  if (written.blind.empty()) written.blind = TRY(all.why_blind());
+  if (!written.blind.empty()) return written;
+  const auto* ring = reinterpret_cast<const __u64*>(all.ring.data());
+  std::vector<uint64_t> entries;
+  const uint64_t head = load_shared(all.program->bss->head);
+  for (uint64_t at = all.head; at < head; ++at) entries.push_back(ring[at % GODWIT_WRITE_LOG_ENTRIES]);
+  // A fault that was heard before the mark may have been served after it; then it is the last of its thread.
+  TRY(all.read_last(entries));
+  std::vector<RemoteAddr> mapped;
+  for (const uint64_t entry : entries) {
+    const RemoteAddr page(entry & ~(kPageSize - 1));
+    ((entry & GODWIT_WRITE_LOG_MAPPED) != 0 ? mapped : written.missing).push_back(page);
+  }
+  written.pages = join(mapped);
+  std::sort(written.missing.begin(), written.missing.end());
+  return written;
+}
+
+}  // namespace godwit::ebpf

@@ -1,0 +1,152 @@
+// The last look at memory, in the freeze: what was written since the last round, and what is gone.
+#include <algorithm>
+
+#include "engine/base/files.h"
+#include "engine/migration/carried.h"
+#include "engine/migration/memory_sender.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr uint64_t kHugePage = 2_MiB;
+
+/// Whether `list`, ascending, has exactly this range.
+bool is_in(const std::vector<AddressRange>& list, AddressRange range) {
+  const auto at = std::lower_bound(list.begin(), list.end(), range,
+                                   [](AddressRange a, AddressRange b) { return a.start < b.start; });
+  return at != list.end() && *at == range;
+}
+
+AddressRange huge_page_around(RemoteAddr page, AddressRange within) {
+  const RemoteAddr start(page.value() / kHugePage * kHugePage);
+  return intersect({start, start + kHugePage}, within);
+}
+
+/// Whether areas get huge pages that did not ask for them.
+bool huge_pages_everywhere() {
+  constexpr const char* kRoot = "/sys/kernel/mm/transparent_hugepage";
+  const auto always = [&](const char* name) {
+    const auto text = read_file(fmt::format("{}/{}", kRoot, name));
+    return text.ok() && text.value().find("[always]") != std::string::npos;
+  };
+  return always("enabled") || always("hugepages-2048kB/enabled");
+}
+
+}  // namespace
+
+/// What the log hears is the faults of private anonymous memory. Our own injected calls write to the lowest
+/// pages of the main stack (tracee/bare_call.h), unheard.
+bool MemorySender::log_can_tell(const Vma& vma) const {
+  return vma.kind == VmaKind::kAnonymous && !vma.shared && vma.path != "[stack]" &&
+         is_in(clean_, vma.range) && !touch(untrackable_, vma.range);
+}
+
+Status MemorySender::rest() {
+  rested_.clear();
+  at_rest_ = {};
+  for (const Vma& vma : layout_) {
+    if (!is_carried(vma) || !log_can_tell(vma)) continue;
+    TRY(survey_changes(vma, at_rest_));
+    rested_.push_back(vma.range);
+  }
+  at_rest_.written.clear();  // the log tells of them
+  everywhere_huge_ = huge_pages_everywhere();
+  return {};
+}
+
+Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
+  LastPass last;
+  const bool told = log != nullptr && log->blind.empty();
+  if (told) TRY(survey_logged(*log, last));
+  for (const Vma& vma : layout_) {
+    if (!is_carried(vma) || (told && is_in(rested_, vma.range))) continue;
+    // Where nothing tells written from clean, every populated page counts as written.
+    const bool blind = touch(untrackable_, vma.range) || touch(fresh_, vma.range);
+    if (blind)
+      TRY(survey_all(vma, last));
+    else
+      TRY(survey_changes(vma, last));
+  }
+  for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
+  for (const AddressRange& range : last.discarded) counts_.discarded += range.pages();
+  return last;
+}
+
+/// A write that met the protection of a mapped page dirtied that page alone, unless a page of zeros became a
+/// huge page; one that met nothing may have brought neighbours, up to a huge page.
+Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
+  PageSet written, around;
+  const auto area_of = [&](RemoteAddr at) -> const Vma* {
+    const Vma* vma = find_vma(layout_, at);
+    return vma != nullptr && is_in(rested_, vma->range) ? vma : nullptr;
+  };
+  const auto look_around = [&](const Vma& vma, RemoteAddr at) {
+    around.insert(huge_page_around(at, vma.range));
+  };
+  for (const AddressRange& range : log.pages) {
+    for (RemoteAddr at = range.start; at < range.end;) {
+      const Vma* vma = area_of(at);
+      const RemoteAddr end = vma == nullptr ? at + kPageSize : std::min(range.end, vma->range.end);
+      if (vma != nullptr && (everywhere_huge_ || vma->has_flag("hg"))) {
+        for (; at < end; at = at + kPageSize) look_around(*vma, at);
+      } else if (vma != nullptr) {
+        written.insert({at, end});
+      }
+      at = end;
+    }
+  }
+  for (const RemoteAddr at : log.missing) {
+    if (const Vma* vma = area_of(at)) look_around(*vma, at);
+  }
+  for (const AddressRange& range : around.runs()) {
+    written.erase(range);
+    for (const PageRun& run : TRY(tracker_.last_pass(range))) {
+      if (run.present) written.insert(run.range);
+    }
+  }
+  PageSet gone;
+  for (const AddressRange& range : at_rest_.discarded) gone.insert(range);
+  for (const AddressRange& range : written.runs()) {
+    gone.erase(range);
+    last.written.push_back({range, true, true});
+  }
+  last.discarded = gone.runs();
+  last.guards = at_rest_.guards;
+  return {};
+}
+
+void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& last) {
+  if (run.guard) last.guards.push_back(run.range);
+  if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) return;
+  if (vma.kind == VmaKind::kFileShared)
+    shared_files_.insert(run.range);
+  else
+    last.written.push_back(run);
+}
+
+/// The cheap look: the kernel tells only what is written or absent.
+Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
+  std::vector<AddressRange> gone;
+  for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
+    add_written(vma, run, last);
+    const bool clean_again = run.present && run.file;
+    if ((!run.present || clean_again) && !vma.shared) gone.push_back(run.range);
+  }
+  // Of what is gone at the source, what the destination holds.
+  for (const AddressRange& held : held_.runs_in(gone)) last.discarded.push_back(held);
+  return {};
+}
+
+Status MemorySender::survey_all(const Vma& vma, LastPass& last) {
+  PageSet missing;
+  for (const AddressRange& range : held_.runs_in(vma.range)) missing.insert(range);
+  for (const PageRun& run : TRY(tracker_.survey(vma.range))) {
+    add_written(vma, run, last);
+    if (run.present && !run.file) missing.erase(run.range);
+  }
+  if (vma.shared) return {};
+  for (const AddressRange& range : missing.runs()) last.discarded.push_back(range);
+  return {};
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,36 @@
+// What the last pass asks of whoever can tell the pages that were written without looking at memory.
+// Implementation: ebpf/write_log. Thread: one at a time.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "engine/base/result.h"
+#include "engine/model/address_range.h"
+
+namespace godwit {
+
+struct WrittenSince {
+  /// Not empty: something happened that the log cannot vouch for, and only a look at all memory can tell.
+  std::string blind;
+  /// Mapped pages that were written, ascending, disjoint. Some may have been written shortly before the mark.
+  std::vector<AddressRange> pages;
+  /// Pages that were missing when they were written, ascending. A fault may have brought neighbours with it,
+  /// as far as the next multiples of a huge page; those can be written without another fault.
+  std::vector<RemoteAddr> missing;
+};
+
+class WriteLog {
+ public:
+  virtual ~WriteLog() = default;
+
+  /// From here on writes are told by since_mark(). Call it before the collect() that cleans what is asked for
+  /// then. Errors: Unsupported when this kernel does not let itself be watched.
+  virtual Status mark() = 0;
+
+  /// What every thread of the frozen process wrote since the mark. Call it before anything is injected: what
+  /// this engine itself writes is in no log. Errors: System.
+  virtual Result<WrittenSince> since_mark() = 0;
+};
+
+}  // namespace godwit
