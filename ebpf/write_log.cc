@@ -88,6 +88,7 @@ struct FaultLog::Loaded {
 
   Status learn();
   Status attach(bpf_program* which);
+  Status watch();
   Result<uint64_t> count_misses() const;
   Result<std::string> why_blind() const;
   Status read_last(std::vector<uint64_t>& entries) const;
@@ -175,14 +176,24 @@ Result<std::unique_ptr<FaultLog>> FaultLog::create(pid_t pid) {
   return std::unique_ptr<FaultLog>(new FaultLog(std::move(loaded)));
 }
 
+Status FaultLog::Loaded::watch() {
+  if (watching) return {};
+  TRY(attach(program->progs.lock_begin));
+  TRY(attach(program->progs.lock_end));
+  TRY(attach(program->progs.call_end));
+  watching = true;
+  return {};
+}
+
+Result<uint64_t> FaultLog::changes() {
+  TRY(loaded_->watch());
+  const auto& counts = loaded_->program->bss->trips;
+  return load_shared(counts[GODWIT_TRIP_MMAP_LOCK]) + load_shared(counts[GODWIT_TRIP_MADVISE]);
+}
+
 Status FaultLog::mark() {
   Loaded& all = *loaded_;
-  if (!all.watching) {
-    TRY(all.attach(all.program->progs.lock_begin));
-    TRY(all.attach(all.program->progs.lock_end));
-    TRY(all.attach(all.program->progs.call_end));
-    all.watching = true;
-  }
+  TRY(all.watch());
   all.misses = TRY(all.count_misses());
   for (size_t i = 0; i < all.trips.size(); ++i) all.trips[i] = load_shared(all.program->bss->trips[i]);
   all.head = load_shared(all.program->bss->head);

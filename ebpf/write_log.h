@@ -21,8 +21,9 @@ class FaultLog : public WriteLog {
   static Result<std::unique_ptr<FaultLog>> create(pid_t pid);
   ~FaultLog() override;
 
-  /// The first one also begins to watch for what is no page fault; every system call of this machine then
-  /// costs some 0.1 us more until the log is gone.
+  /// This or the first mark also begins to watch for what is no page fault; every system call of this machine
+  /// then costs some 0.1 us more until the log is gone.
+  Result<uint64_t> changes() override;
   Status mark() override;
   Result<WrittenSince> since_mark() override;
 

@@ -203,15 +203,38 @@ Status PageInstaller::write_zeros(AddressRange range) const {
   return {};
 }
 
+/// One scan from the first page to the last, of what is registered in between.
+Result<std::vector<bool>> PageInstaller::find_touchable(std::span<const RemoteAddr> pages) const {
+  CHECK(std::is_sorted(pages.begin(), pages.end()));
+  std::vector<bool> touchable(pages.size(), true);
+  if (fresh_.empty() || pages.empty()) return touchable;
+  size_t i = 0;
+  const AddressRange all{pages.front(), pages.back() + kPageSize};
+  TRY(split_by_phase(all, [&](AddressRange part, bool registered) -> Status {
+    while (i < pages.size() && pages[i] < part.start) i++;
+    if (i == pages.size() || pages[i] >= part.end || !registered) return {};
+    return split_by_presence(part, [&](AddressRange piece, uint64_t categories) -> Status {
+      for (; i < pages.size() && pages[i] < piece.end; i++) touchable[i] = categories != 0;
+      return {};
+    });
+  }));
+  return touchable;
+}
+
 Status PageInstaller::read_pages(std::span<const RemoteAddr> pages, std::span<std::byte> out) const {
   CHECK(out.size() == pages.size() * kPageSize);
+  const std::vector<bool> touchable = TRY(find_touchable(pages));
   std::vector<Piece> plan;
-  for (size_t i = 0; i < pages.size();) {
-    size_t end = i + 1;
-    while (end < pages.size() && pages[end] == pages[end - 1] + kPageSize) end++;
-    const AddressRange run{pages[i], pages[end - 1] + kPageSize};
-    TRY(plan_read(run, out.subspan(i * kPageSize, run.size()), plan));
-    i = end;
+  for (size_t i = 0; i < pages.size(); i++) {
+    const std::span<std::byte> into = out.subspan(i * kPageSize, kPageSize);
+    const bool joins = !plan.empty() && plan.back().at + plan.back().out.size() == pages[i] &&
+                       plan.back().out.data() + plan.back().out.size() == into.data();
+    if (!touchable[i])
+      std::memset(into.data(), 0, into.size());
+    else if (joins)
+      plan.back().out = {plan.back().out.data(), plan.back().out.size() + kPageSize};
+    else
+      plan.push_back({pages[i], into});
   }
   for (size_t i = 0; i < plan.size(); i += kReadBatch) {
     TRY(read(std::span(plan).subspan(i, std::min(kReadBatch, plan.size() - i))));
@@ -219,21 +242,33 @@ Status PageInstaller::read_pages(std::span<const RemoteAddr> pages, std::span<st
   return {};
 }
 
-Status PageInstaller::plan_read(AddressRange range, std::span<std::byte> out,
-                                std::vector<Piece>& plan) const {
-  const auto out_of = [&](AddressRange part) { return out.subspan(part.start - range.start, part.size()); };
-  return split_by_phase(range, [&](AddressRange part, bool registered) -> Status {
-    if (!registered) {
-      plan.push_back({part.start, out_of(part)});
-      return {};
+Status PageInstaller::install_scattered(std::span<const RemoteAddr> pages,
+                                        std::span<const std::byte> bytes) const {
+  CHECK(bytes.size() == pages.size() * kPageSize);
+  const std::vector<bool> touchable = TRY(find_touchable(pages));
+  for (size_t i = 0; i < pages.size();) {
+    size_t end = i;
+    std::array<iovec, kReadBatch> remote;
+    while (end < pages.size() && end - i < remote.size() && touchable[end]) {
+      remote[end - i] = remote_iovec(pages[end], kPageSize);
+      end++;
     }
-    return split_by_presence(part, [&](AddressRange piece, uint64_t categories) -> Status {
-      const std::span<std::byte> into = out_of(piece);
-      if (categories != 0) plan.push_back({piece.start, into});
-      if (categories == 0) std::memset(into.data(), 0, into.size());
-      return {};
-    });
-  });
+    if (end == i) {
+      TRY(fill_missing(pages[i], bytes.subspan(i * kPageSize, kPageSize)));
+      i++;
+      continue;
+    }
+    const iovec local{const_cast<std::byte*>(bytes.data()) + i * kPageSize, (end - i) * kPageSize};
+    const ssize_t done = ::process_vm_writev(pid_, &local, 1, remote.data(), end - i, 0);
+    if (done < 0 && errno != EFAULT) return fail_errno("process_vm_writev", subject(pid_, pages[i]));
+    i += done < 0 ? 0 : static_cast<size_t>(done) / kPageSize;
+    // It stopped at this page: its area is not writable for the process itself.
+    if (i < end) {
+      TRY(write(pages[i], bytes.subspan(i * kPageSize, kPageSize)));
+      i++;
+    }
+  }
+  return {};
 }
 
 Status PageInstaller::read(std::span<const Piece> plan) const {

@@ -50,10 +50,14 @@ class PageInstaller {
   /// Errors: TargetGone, Retry (the layout is changing), System (EFAULT, EIO: a part is not mapped or cannot
   /// be written even so).
   [[nodiscard]] Status install_run(AddressRange range, std::span<const std::byte> bytes) const;
+  /// The same for single pages, ascending, with their bytes one after the other: one look at the page tables
+  /// and a few calls for all of them. Errors as above.
+  [[nodiscard]] Status install_scattered(std::span<const RemoteAddr> pages,
+                                         std::span<const std::byte> bytes) const;
   /// Makes `range` read as zeros; where a page is absent and reads so anyway, none is made.
   [[nodiscard]] Status install_zeros(AddressRange range, Absent absent) const;
-  /// Reads whole pages, one after the other, into `out` (pages.size() * kPageSize bytes), as bases for
-  /// XBZRLE. Absent pages of registered areas read as zeros. Errors: TargetGone, System.
+  /// Reads whole pages, ascending, into `out` (pages.size() * kPageSize bytes), as bases for XBZRLE. Absent
+  /// pages of registered areas read as zeros. Errors: TargetGone, System.
   [[nodiscard]] Status read_pages(std::span<const RemoteAddr> pages, std::span<std::byte> out) const;
 
  private:
@@ -74,8 +78,8 @@ class PageInstaller {
   [[nodiscard]] Status write(RemoteAddr at, std::span<const std::byte> bytes) const;
   [[nodiscard]] Status write_by_force(RemoteAddr at, std::span<const std::byte> bytes) const;
   [[nodiscard]] Status write_zeros(AddressRange range) const;
-  [[nodiscard]] Status plan_read(AddressRange range, std::span<std::byte> out,
-                                 std::vector<Piece>& plan) const;
+  /// Which of `pages`, ascending, may be touched without sleeping for ever.
+  [[nodiscard]] Result<std::vector<bool>> find_touchable(std::span<const RemoteAddr> pages) const;
   [[nodiscard]] Status read(std::span<const Piece> plan) const;
   [[nodiscard]] Status read_by_force(const Piece& piece) const;
 

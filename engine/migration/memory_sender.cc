@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
-#include "engine/codec/zero_page.h"
 #include "engine/migration/carried.h"
 
 namespace godwit::migration {
 namespace {
 
-constexpr uint64_t kChunk = 1_MiB;      ///< read at once; fits a batch
 constexpr uint64_t kLaneBlock = 2_MiB;  ///< addresses of one block share a lane
 
 /// `range` without the parts that `taken` (sorted, disjoint) covers.
@@ -35,16 +33,10 @@ std::vector<AddressRange> without_all(const std::vector<AddressRange>& ranges,
 
 }  // namespace
 
-Result<std::unique_ptr<Lane>> Lane::create(wire::RecordWriter& writer, size_t cache_bytes) {
-  return std::make_unique<Lane>(Lane{&writer, TRY(wire::PageBatchWriter::create()),
-                                     TRY(codec::PageEncoder::create(cache_bytes)),
-                                     std::vector<std::byte>(kChunk)});
-}
-
 void MemorySender::forget(AddressRange range) {
   held_.erase(range);
   shared_files_.erase(range);
-  for (auto& lane : lanes_) lane->encoder.discard(0, range);
+  for (auto& lane : lanes_) lane->discard(range);
 }
 
 void MemorySender::follow(const Layout& layout) {
@@ -135,25 +127,46 @@ Status MemorySender::add_unmarked(PageRuns& found) {
   return {};
 }
 
+/// Written pages lie scattered: what goes over one lane is read together, a chunk at a time.
 Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {
-  for (auto& lane : lanes_) {
-    if (!bulk) lane->encoder.begin_round();
-    lane->batch.begin(0);
-  }
+  for (auto& lane : lanes_) lane->begin_round(bulk);
+  Group group;
   for (const PageRun& run : runs) {
     RemoteAddr at = run.range.start;
     while (at < run.range.end) {
       const uint64_t block_end = (at.value() / kLaneBlock + 1) * kLaneBlock;
-      const RemoteAddr end = std::min({run.range.end, at + kChunk, RemoteAddr(block_end)});
-      TRY(send_part(*lanes_[lane_of_(at)], {at, end}, bulk, last));
-      at = end;
+      const AddressRange part{at, std::min({run.range.end, at + Lane::kChunk, RemoteAddr(block_end)})};
+      Lane* lane = lanes_[lane_of_(at)].get();
+      at = part.end;
+      if (bulk) {
+        TRY(send_part(*lane, part, true, last));
+        continue;
+      }
+      if (lane != group.lane || group.size + part.size() > Lane::kChunk) TRY(send_group(group, last));
+      group.lane = lane;
+      group.ranges.push_back(part);
+      group.size += part.size();
     }
   }
+  TRY(send_group(group, last));
   return flush();
 }
 
+Status MemorySender::send_group(Group& group, bool last) {
+  const Group full = std::exchange(group, Group());
+  if (full.ranges.empty()) return {};
+  Status sent = full.lane->send_again(memory_, full.ranges, last);
+  if (!sent.ok() && sent.error().err == EFAULT && !last) {
+    for (const AddressRange& range : full.ranges) TRY(send_part(*full.lane, range, false, last));
+    return {};
+  }
+  TRY(std::move(sent));
+  for (const AddressRange& range : full.ranges) note_sent(range);
+  return {};
+}
+
 Status MemorySender::send_part(Lane& lane, AddressRange range, bool bulk, bool last) {
-  Status sent = bulk ? send_bulk(lane, range) : send_encoded(lane, range, last);
+  Status sent = bulk ? lane.send_first(memory_, range) : lane.send_again(memory_, {&range, 1}, last);
   if (!sent.ok() && sent.error().err == EFAULT && !last) {
     // Part of it was unmapped after the collect. The rest was collected and will not be told again: find it.
     if (range.pages() == 1) return {};
@@ -162,97 +175,33 @@ Status MemorySender::send_part(Lane& lane, AddressRange range, bool bulk, bool l
     return send_part(lane, {middle, range.end}, bulk, last);
   }
   TRY(std::move(sent));
+  note_sent(range);
+  return {};
+}
+
+void MemorySender::note_sent(AddressRange range) {
   held_.insert(range);
-  counts_.sent += range.pages();
+  sent_ += range.pages();
   raw_bytes_ += range.size();
-  return {};
-}
-
-/// Read straight to where it is sent from.
-Status MemorySender::send_bulk(Lane& lane, AddressRange range) {
-  if (lane.batch.room().size() < range.size()) TRY(write_batch(lane));
-  TRY(memory_.read_ranges(std::span(&range, 1), lane.batch.room().first(range.size())));
-  return place_bulk(lane, range.start, range.pages());
-}
-
-Status MemorySender::place_bulk(Lane& lane, RemoteAddr at, size_t pages) {
-  while (pages > 0) {
-    std::span<std::byte> room = lane.batch.room();
-    const auto is_zero = [&](size_t i) {
-      return codec::is_zero_page(
-          std::span<const std::byte, kPageSize>(room.data() + i * kPageSize, kPageSize));
-    };
-    const bool zero = is_zero(0);
-    size_t run = 1;
-    while (run < pages && is_zero(run) == zero) ++run;
-    const bool placed =
-        zero ? lane.batch.append_zero(at.value(), run) : lane.batch.commit_raw(at.value(), run);
-    if (!placed) {
-      // The table is full: what was read moves to the front of an empty batch.
-      std::copy_n(room.data(), pages * kPageSize, lane.staging.data());
-      TRY(write_batch(lane));
-      std::copy_n(lane.staging.data(), pages * kPageSize, lane.batch.room().data());
-      continue;
-    }
-    (zero ? counts_.zero : counts_.raw) += run;
-    pages -= run;
-    at = at + run * kPageSize;
-    // Raw pages stay where they were read; behind zeros the rest moves up over them.
-    if (zero && pages > 0)
-      std::copy_n(room.data() + run * kPageSize, pages * kPageSize, lane.batch.room().data());
-  }
-  return {};
-}
-
-Status MemorySender::send_encoded(Lane& lane, AddressRange range, bool last) {
-  TRY(memory_.read_ranges(std::span(&range, 1), std::span(lane.staging).first(range.size())));
-  for (uint64_t done = 0; done < range.size(); done += kPageSize) {
-    const bool full =
-        lane.batch.room().size() < codec::kMaxPayload || lane.batch.entries() == wire::kBatchEntries;
-    if (full) TRY(write_batch(lane));
-    const RemoteAddr at = range.start + done;
-    const codec::SourcePage page{{0, at},
-                                 codec::PageView(lane.staging.data() + done, kPageSize),
-                                 last ? codec::KeepBase::kNo : codec::KeepBase::kYes,
-                                 false};
-    const codec::EncodedPage encoded = lane.encoder.encode(page, lane.batch.room());
-    CHECK(commit(lane, at, encoded));
-    count(encoded.encoding);
-  }
-  return {};
-}
-
-bool MemorySender::commit(Lane& lane, RemoteAddr at, codec::EncodedPage encoded) {
-  switch (encoded.encoding) {
-    case codec::PageEncoding::kZero:
-      return lane.batch.append_zero(at.value(), 1);
-    case codec::PageEncoding::kRaw:
-      return lane.batch.commit_raw(at.value(), 1);
-    case codec::PageEncoding::kXbzrle:
-      return lane.batch.commit_encoded(wire::PageEncoding::kXbzrle, at.value(), 1, encoded.size);
-    default:
-      return true;  // unchanged: nothing travels
-  }
-}
-
-void MemorySender::count(codec::PageEncoding encoding) {
-  counts_.zero += encoding == codec::PageEncoding::kZero;
-  counts_.raw += encoding == codec::PageEncoding::kRaw;
-  counts_.xbzrle += encoding == codec::PageEncoding::kXbzrle;
-  counts_.unchanged += encoding == codec::PageEncoding::kUnchanged;
-}
-
-Status MemorySender::write_batch(Lane& lane) {
-  if (!lane.batch.empty()) wire_bytes_ += lane.batch.record_bytes();
-  return lane.writer->write_batch(lane.batch);
 }
 
 Status MemorySender::flush() {
-  for (auto& lane : lanes_) {
-    TRY(write_batch(*lane));
-    TRY(lane->writer->flush());
-  }
+  for (auto& lane : lanes_) TRY(lane->flush());
   return {};
+}
+
+PageCounts MemorySender::counts() const {
+  PageCounts sum;
+  for (const auto& lane : lanes_) sum += lane->counts();
+  sum.sent = sent_;
+  sum.discarded = discarded_;
+  return sum;
+}
+
+uint64_t MemorySender::wire_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& lane : lanes_) sum += lane->wire_bytes();
+  return sum;
 }
 
 }  // namespace godwit::migration

@@ -6,35 +6,14 @@
 #include <memory>
 #include <vector>
 
-#include "engine/codec/encoder.h"
+#include "engine/migration/lane.h"
 #include "engine/model/dirty_tracker.h"
 #include "engine/model/page_set.h"
 #include "engine/model/vma.h"
 #include "engine/model/write_log.h"
 #include "engine/tracee/memory.h"
-#include "engine/wire/page_batch_writer.h"
-#include "engine/wire/record_writer.h"
 
 namespace godwit::migration {
-
-struct PageCounts {
-  uint64_t sent = 0;  ///< pages that travelled in any form
-  uint64_t zero = 0;
-  uint64_t xbzrle = 0;
-  uint64_t raw = 0;
-  uint64_t unchanged = 0;  ///< written, but equal to what the destination holds
-  uint64_t discarded = 0;  ///< gone at the source after they were sent
-};
-
-/// One ordered stream of page records with the encoder that remembers what went over it.
-struct Lane {
-  wire::RecordWriter* writer = nullptr;
-  wire::PageBatchWriter batch;
-  codec::PageEncoder encoder;
-  std::vector<std::byte> staging;
-
-  static Result<std::unique_ptr<Lane>> create(wire::RecordWriter& writer, size_t cache_bytes);
-};
 
 class MemorySender {
  public:
@@ -74,16 +53,20 @@ class MemorySender {
   /// Everything encoded is handed to the writers.
   Status flush();
 
-  [[nodiscard]] const PageCounts& counts() const { return counts_; }
-  [[nodiscard]] uint64_t raw_bytes() const { return raw_bytes_; }    ///< of the pages sent
-  [[nodiscard]] uint64_t wire_bytes() const { return wire_bytes_; }  ///< of the records that carried them
+  [[nodiscard]] PageCounts counts() const;
+  [[nodiscard]] uint64_t raw_bytes() const { return raw_bytes_; }  ///< of the pages sent
+  [[nodiscard]] uint64_t wire_bytes() const;                       ///< of the records that carried them
 
  private:
+  /// What is read together.
+  struct Group {
+    Lane* lane = nullptr;
+    std::vector<AddressRange> ranges;
+    uint64_t size = 0;
+  };
+  Status send_group(Group& group, bool last);
+  void note_sent(AddressRange range);
   Status send_part(Lane& lane, AddressRange range, bool bulk, bool last);
-  Status send_bulk(Lane& lane, AddressRange range);
-  Status send_encoded(Lane& lane, AddressRange range, bool last);
-  Status place_bulk(Lane& lane, RemoteAddr at, size_t pages);
-  Status write_batch(Lane& lane);
   Status add_unmarked(PageRuns& found);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
   Status survey_logged(const WrittenSince& log, LastPass& last);
@@ -91,8 +74,6 @@ class MemorySender {
   Status survey_changes(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
   void forget(AddressRange range);
-  static bool commit(Lane& lane, RemoteAddr at, codec::EncodedPage encoded);
-  void count(codec::PageEncoding encoding);
 
   const tracee::Memory& memory_;
   DirtyTracker& tracker_;
@@ -104,15 +85,14 @@ class MemorySender {
   std::vector<AddressRange> untrackable_;   ///< re-sent whole in the freeze
   std::vector<AddressRange>
       fresh_;  ///< tracked since the last collect: every populated page counts as written
-  std::vector<AddressRange> clean_;   ///< areas that the last collect() went through; ascending
-  std::vector<AddressRange> rested_;  ///< of those, what the log can tell all about; empty before rest()
-  LastPass at_rest_;                  ///< what was gone or guarded in them at rest()
-  bool everywhere_huge_ = false;      ///< huge pages come unasked
-  PageSet held_;                      ///< what the destination has got from us
-  PageSet shared_files_;              ///< pages of shared files written since the start
-  PageCounts counts_;
+  std::vector<AddressRange> clean_;    ///< areas that the last collect() went through; ascending
+  std::vector<AddressRange> rested_;   ///< of those, what the log can tell all about; empty before rest()
+  LastPass at_rest_;                   ///< what was gone or guarded in them at rest()
+  bool everywhere_huge_ = false;       ///< huge pages come unasked
+  PageSet held_;                       ///< what the destination has got from us
+  PageSet shared_files_;               ///< pages of shared files written since the start
+  uint64_t sent_ = 0, discarded_ = 0;  ///< pages
   uint64_t raw_bytes_ = 0;
-  uint64_t wire_bytes_ = 0;
 };
 
 }  // namespace godwit::migration

@@ -68,7 +68,7 @@ Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
       TRY(survey_changes(vma, last));
   }
   for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
-  for (const AddressRange& range : last.discarded) counts_.discarded += range.pages();
+  for (const AddressRange& range : last.discarded) discarded_ += range.pages();
   return last;
 }
 

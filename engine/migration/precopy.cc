@@ -73,7 +73,7 @@ void Precopy::listen() {
   if (log.ok())
     log_ = log.take();
   else
-    report_.scanned_because = log.error().message();
+    lose_log(log.error());
 }
 
 void Precopy::disarm() {
@@ -158,7 +158,7 @@ Status Precopy::rounds() {
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
     const Decision decision = decide(now, limits);
-    if (decision == Decision::kFreeze) return log_ ? one_more_round() : Status{};
+    if (decision == Decision::kFreeze) return one_more_round();
     TRY(turn(decision, now, limits));
   }
 }
@@ -195,14 +195,15 @@ void Precopy::throttle(ThrottleLevel level) {
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
+  if (!knows_details()) {
+    TRY(look_in_detail());
+    TRY(round(next_round_++));  // for what was written during that look
+  }
   // ORDER: marked before the collect, so that a write is in the log, or in what the collect finds, or in
   // both.
   if (log_) {
     Status marked = log_->mark();
-    if (!marked.ok()) {
-      report_.scanned_because = marked.error().message();
-      log_.reset();
-    }
+    if (!marked.ok()) lose_log(marked.error());
   }
   TRY(round(next_round_++));
   round_ends(report_.rounds.back(), forecast(report_.rounds.back(), kStateCost));
@@ -215,8 +216,9 @@ Status Precopy::round(uint32_t number) {
   stats.round = number;
   stats.throttle_percent = level_.cpu_percent;
   const uint64_t before = wire_bytes();
-  // The slow look (smaps) stands before the collect, outside of what a round costs the target's dirty set.
-  TRY(send_layout(TRY(process_.detailed_layout()), number, false));
+  // Not in the bulk round, which follows the description, and not in those that the freeze waits for.
+  if (number == 1) TRY(look_in_detail());
+  TRY(send_layout(TRY(look_at_layout()), number, false));
   const Nanos begin = monotonic_now();
   const PageRuns written = TRY(sender_->collect());
   const Nanos scanned = monotonic_now();
@@ -332,11 +334,42 @@ Status Precopy::ask_log() {
   return {};
 }
 
-/// KERNEL: VmFlags come from smaps, which walks the page tables; maps costs microseconds. Flags of areas
-/// known from the last round are taken from there, and only an area that is new makes us walk.
-Status Precopy::capture(std::vector<wire::RoomState>& states) {
+/// The slow look (smaps), of which the flags of areas are the fruit.
+Status Precopy::look_in_detail() {
+  details_as_of_.reset();
+  if (log_) {
+    auto changes = log_->changes();
+    if (changes.ok())
+      details_as_of_ = changes.value();
+    else
+      lose_log(changes.error());
+  }
+  return send_layout(TRY(process_.detailed_layout()), next_round_, false);
+}
+
+/// Whether nothing can have changed the flags of areas since that look.
+bool Precopy::knows_details() {
+  if (!log_ || !details_as_of_) return false;
+  const auto changes = log_->changes();
+  return changes.ok() && changes.value() == *details_as_of_;
+}
+
+void Precopy::lose_log(const Error& why) {
+  report_.scanned_because = why.message();
+  log_.reset();
+}
+
+/// KERNEL: VmFlags come from smaps, which walks the page tables (20 ms per GiB); maps costs microseconds.
+/// Flags of areas that are known are taken from what was sent last, and only an area that is new makes us
+/// walk.
+Result<Layout> Precopy::look_at_layout() const {
   Layout layout = TRY(process_.layout());
-  if (!state::inherit_details(layout, layout_)) layout = TRY(process_.detailed_layout());
+  if (!state::inherit_details(layout, layout_)) return process_.detailed_layout();
+  return layout;
+}
+
+Status Precopy::capture(std::vector<wire::RoomState>& states) {
+  Layout layout = TRY(look_at_layout());
   auto injector = TRY(tracee::Injector::create(*frozen_));
   captured_.emplace(state::CaptureContext{.process = process_,
                                           .memory = *memory_,

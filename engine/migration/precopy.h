@@ -82,6 +82,10 @@ class Precopy {
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
+  [[nodiscard]] Result<Layout> look_at_layout() const;
+  Status look_in_detail();
+  bool knows_details();
+  void lose_log(const Error& why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   void listen();
   Status ask_log();
@@ -108,8 +112,9 @@ class Precopy {
 
   std::optional<tracee::Memory> memory_;
   std::unique_ptr<uffd::WpTracker> tracker_;
-  std::unique_ptr<WriteLog> log_;  ///< none where the kernel does not let us
-  WrittenSince written_;           ///< what it told in the freeze
+  std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
+  WrittenSince written_;                   ///< what it told in the freeze
+  std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed

@@ -237,34 +237,30 @@ Status Rebuild::install_pages(const wire::Record& record) {
   auto batch = TRY(wire::PageBatchReader::open(record));
   if (batch.process() != 0)
     return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
+  DeltaBatch deltas(*installer_);
   while (const auto entry = batch.next()) {
-    Status installed = install_entry(*entry, record);
+    Status installed = install_entry(*entry, deltas);
     if (!installed.ok()) return in_record(installed.take_error(), record);
     pages_installed_ += entry->pages;
   }
+  Status installed = deltas.flush();
+  if (!installed.ok()) return in_record(installed.take_error(), record);
   return {};
 }
 
-Status Rebuild::install_entry(const wire::PageEntry& entry, const wire::Record& record) {
+Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas) {
+  if (entry.encoding == wire::PageEncoding::kXbzrle) return deltas.add(RemoteAddr(entry.at), entry.payload);
+  // ORDER: a page may stand in a record more than once.
+  TRY(deltas.flush());
   switch (entry.encoding) {
     case wire::PageEncoding::kRaw:
       return installer_->install_run(entry.range(), entry.payload);
     case wire::PageEncoding::kZero:
       return installer_->install_zeros(entry.range(), absent_at(space_.layout(), entry.range().start));
-    case wire::PageEncoding::kXbzrle:
-      return install_delta(entry, record);
     default:
       return fail(ErrorKind::kUnsupported, "install pages", fmt::format("{}", entry.range()),
                   "encoding not negotiated");
   }
-}
-
-Status Rebuild::install_delta(const wire::PageEntry& entry, const wire::Record&) {
-  alignas(64) std::array<std::byte, kPageSize> page;
-  const RemoteAddr at(entry.at);
-  TRY(installer_->read_pages(std::span(&at, 1), page));
-  TRY(codec::decode_page(codec::PageEncoding::kXbzrle, entry.payload, page));
-  return installer_->install_run(entry.range(), page);
 }
 
 Status Rebuild::install_object_pages(const wire::Record& record) {

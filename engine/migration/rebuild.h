@@ -12,6 +12,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/result.h"
+#include "engine/migration/delta_batch.h"
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
 #include "engine/tracee/shell.h"
@@ -63,8 +64,7 @@ class Rebuild {
   Status begin_fresh();
   Status discard(const wire::Discard& message);
   Status install_pages(const wire::Record& record);
-  Status install_entry(const wire::PageEntry& entry, const wire::Record& record);
-  Status install_delta(const wire::PageEntry& entry, const wire::Record& record);
+  Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas);
   Status install_object_pages(const wire::Record& record);
   Status finish_state(const wire::RoomState& message);
   Status finish_room(const wire::RoomState& message);

@@ -24,8 +24,12 @@ class WriteLog {
  public:
   virtual ~WriteLog() = default;
 
+  /// How often the layout of the process may have changed, the advice given for its areas included, since
+  /// somebody asked first. Errors: Unsupported when this kernel does not let itself be watched.
+  virtual Result<uint64_t> changes() = 0;
+
   /// From here on writes are told by since_mark(). Call it before the collect() that cleans what is asked for
-  /// then. Errors: Unsupported when this kernel does not let itself be watched.
+  /// then. Errors: as changes().
   virtual Status mark() = 0;
 
   /// What every thread of the frozen process wrote since the mark. Call it before anything is injected: what

@@ -1,7 +1,8 @@
 // The yardstick of the throughput bench: bytes through one TCP connection with 1 MiB writes, and nothing
 // else. raw_tcp receive PORT [MIB]; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the
 // receiver's answer. With MIB the receiver keeps what comes, in memory that nobody has touched before: what a
-// copy of a process needs, whatever brings it.
+// copy of a process needs, whatever brings it. raw_tcp touch MIB takes that much memory and gives it back: a host
+// that takes a guest's free pages away has then given them again, and nobody measures that.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>
@@ -60,10 +61,18 @@ static int measure(const char* address, const char* port, size_t mib) {
   return 0;
 }
 
+static int touch(size_t mib) {
+  char* memory = malloc(mib * kChunk);
+  if (!memory) return perror("malloc"), 1;
+  for (size_t at = 0; at < mib * kChunk; at += 4096) ((volatile char*)memory)[at] = 1;
+  return 0;
+}
+
 int main(int argc, char** argv) {
+  if (argc == 3 && !strcmp(argv[1], "touch")) return touch((size_t)atol(argv[2]));
   if (argc >= 3 && argc <= 4 && !strcmp(argv[1], "receive"))
     return serve(argv[2], argc == 4 ? (size_t)atol(argv[3]) : 0);
   if (argc == 5 && !strcmp(argv[1], "send")) return measure(argv[2], argv[3], (size_t)atol(argv[4]));
-  fprintf(stderr, "usage: %s receive PORT [MIB] | send ADDR PORT MIB\n", argv[0]);
+  fprintf(stderr, "usage: %s receive PORT [MIB] | send ADDR PORT MIB | touch MIB\n", argv[0]);
   return 2;
 }

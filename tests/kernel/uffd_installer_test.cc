@@ -56,7 +56,9 @@ class PageInstallerTest : public testing::Test {
     std::copy(bytes.begin(), bytes.end(), image.begin() + static_cast<ssize_t>(first * kPageSize));
   }
 
-  Target target_{{[](auto& c) { c.a = map_apart(kPages); }}};
+  Target target_{
+      {[](auto& c) { c.a = map_apart(kPages); },
+       [](auto& c) { ::mprotect(reinterpret_cast<void*>(c.a.load()), 5 * kPageSize, PROT_READ); }}};
   AddressRange area() { return pages_at(target_.control().a, 0, kPages); }
 };
 
@@ -106,13 +108,36 @@ TEST_F(PageInstallerTest, BasesAreReadWithoutTouchingMissingPages) {
   const auto bytes = random_pages(3, 7);
   install(installer, pages_at(base, 4, 3), bytes);
   std::vector<RemoteAddr> wanted;
-  for (const size_t page : {6, 3, 4, 5, 50}) wanted.push_back(RemoteAddr(base + page * kPageSize));
+  for (const size_t page : {3, 4, 5, 6, 50}) wanted.push_back(RemoteAddr(base + page * kPageSize));
   std::vector<std::byte> expected(wanted.size() * kPageSize);
-  put(expected, 0, std::span(bytes).subspan(2 * kPageSize));
-  put(expected, 2, std::span(bytes).first(2 * kPageSize));
+  put(expected, 1, bytes);
   EXPECT_EQ(read(installer, wanted), expected);
   installer.end_fresh();
   EXPECT_EQ(read(installer, wanted), expected);
+}
+
+TEST_F(PageInstallerTest, ScatteredPagesArriveWhereverTheyLie) {
+  target_.run(0);
+  const uint64_t base = target_.control().a;
+  PageInstaller installer = make(target_, {area()});
+  install(installer, pages_at(base, 4, 3), random_pages(3, 7));
+  Target::Control& c = target_.control();
+  std::vector<RemoteAddr> pages;
+  for (const size_t page : {1, 4, 6, 7, 60}) pages.push_back(RemoteAddr(base + page * kPageSize));
+  for (unsigned seed = 0; seed < 2; ++seed) {  // missing or present; then all present, tracked no more
+    const auto bytes = random_pages(pages.size(), 20 + seed);
+    const Status status = installer.install_scattered(pages, bytes);
+    ASSERT_TRUE(status.ok()) << status.error().message();
+    EXPECT_EQ(read(installer, pages), bytes);
+    installer.end_fresh();
+  }
+  // An area that the process itself may not write.
+  target_.run(1);
+  const auto bytes = random_pages(pages.size(), 30);
+  const Status status = installer.install_scattered(pages, bytes);
+  ASSERT_TRUE(status.ok()) << status.error().message();
+  EXPECT_EQ(read(installer, pages), bytes);
+  EXPECT_EQ(c.a, base);
 }
 
 TEST_F(PageInstallerTest, ManyScatteredBasesAreReadInBatches) {

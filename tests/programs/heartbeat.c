@@ -1,7 +1,7 @@
 // A heart that beats every 0.2 ms by CLOCK_REALTIME and remembers its longest pauses: what a program notices
-// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S]: touches that much memory, rewrites it at that
-// pace, and on each check verifies all of it and writes DIR/beats.N: JSON with the longest pauses since the
-// last check.
+// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]: touches that much memory, rewrites
+// pages of it at that pace, stores single words all over it at that, and on each check verifies all of it and
+// writes DIR/beats.N: JSON with the longest pauses since the last check.
 #include "program.h"
 
 #include <pthread.h>
@@ -20,7 +20,8 @@ static pthread_mutex_t beat_lock = PTHREAD_MUTEX_INITIALIZER;
 static char* memory;
 static uint32_t* generation;
 static size_t pages;
-static long dirty_per_s;
+static uint32_t* stores;
+static long dirty_per_s, stores_per_s;
 static pthread_mutex_t page_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void remember(int64_t at, int64_t gap) {
@@ -55,11 +56,16 @@ static bool page_right(size_t page) {
   const uint64_t* words = (const uint64_t*)(memory + page * kPage);
   for (size_t i = 0; i < kPage / 8; i += 8)
     if (words[i] != mix(page) + generation[page] + i) return false;
-  return true;
+  return words[1] == stores[page];
+}
+
+static void store_word(size_t page) {
+  ((uint64_t*)(memory + page * kPage))[1] = ++stores[page];
 }
 
 static void* dirty_main(void* unused) {
   const size_t per_turn = (size_t)dirty_per_s * 256 / 500;  // pages in 2 ms
+  const size_t words_per_turn = (size_t)stores_per_s / 500;
   uint64_t random = 1;
   struct timespec next;
   clock_gettime(CLOCK_MONOTONIC, &next);
@@ -70,6 +76,7 @@ static void* dirty_main(void* unused) {
       generation[page]++;
       write_page(page);
     }
+    for (size_t i = 0; i < words_per_turn; i++) store_word((random = mix(random + 1)) % pages);
     pthread_mutex_unlock(&page_lock);
     next.tv_nsec += 2000000;
     if (next.tv_nsec >= 1000000000) next = (struct timespec){next.tv_sec + 1, next.tv_nsec - 1000000000};
@@ -81,11 +88,12 @@ static void* dirty_main(void* unused) {
 static void prepare(void) {
   memory = mmap(NULL, pages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   generation = calloc(pages, sizeof *generation);
-  MUST(memory != MAP_FAILED && generation);
+  stores = calloc(pages, sizeof *stores);
+  MUST(memory != MAP_FAILED && generation && stores);
   for (size_t page = 0; page < pages; page++) write_page(page);
   pthread_t thread;
   MUST(!pthread_create(&thread, NULL, beat_main, NULL));
-  if (dirty_per_s) MUST(!pthread_create(&thread, NULL, dirty_main, NULL));
+  if (dirty_per_s || stores_per_s) MUST(!pthread_create(&thread, NULL, dirty_main, NULL));
 }
 
 static const char* check(int round) {
@@ -112,10 +120,11 @@ static const char* check(int round) {
 int main(int argc, char** argv) {
   static const Case cases[] = {{"heartbeat", prepare, check, false}, {NULL, NULL, NULL, false}};
   if (argc < 3) {
-    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S]\n", argv[0]);
+    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]\n", argv[0]);
     return 2;
   }
   pages = (size_t)atol(argv[2]) * 256;
   dirty_per_s = argc > 3 ? atol(argv[3]) : 0;
+  stores_per_s = argc > 4 ? atol(argv[4]) : 0;
   return program_main(2, argv, cases);
 }
