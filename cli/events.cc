@@ -6,6 +6,9 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
+#include "cli/exit_code.h"
+#include "engine/base/units.h"
+
 namespace godwit::cli {
 namespace {
 
@@ -35,7 +38,8 @@ ordered_json to_json(const migration::RoundStats& r) {
           {"pages", r.pages},
           {"bytes", r.wire_bytes},
           {"duration_us", to_micros(r.duration)},
-          {"scan_us", to_micros(r.scan)}};
+          {"scan_us", to_micros(r.scan)},
+          {"cpu-throttle-percentage", r.throttle_percent}};
 }
 
 }  // namespace
@@ -76,15 +80,40 @@ void Events::progress(const migration::Progress& p) const {
                 {"wire_bytes", p.wire_bytes},
                 {"bytes_per_second", p.bytes_per_second},
                 {"dirty_pages_per_second", p.dirty_pages_per_second},
-                {"expected_downtime_us", to_micros(p.expected_downtime)}});
+                {"expected_downtime_us", to_micros(p.expected_downtime)},
+                {"cpu-throttle-percentage", p.throttle.cpu_percent}});
     return;
   }
   if (::isatty(STDERR_FILENO) == 0) return;
   fmt::print(stderr,
-             "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms   ",
+             "\r{} round {}: {} pages, {:.0f} MB/s, {:.0f} pages/s written, expected downtime {:.1f} ms{}   ",
              p.phase, p.round, p.pages, p.bytes_per_second / 1e6, p.dirty_pages_per_second,
-             to_ms(p.expected_downtime));
+             to_ms(p.expected_downtime),
+             p.throttle.cpu_percent > 0 ? fmt::format(", throttled by {} %", p.throttle.cpu_percent) : "");
   std::fflush(stderr);
+}
+
+void Events::dirty_rate(const migration::DirtyRate& rate) const {
+  constexpr double kMebi = 1 << 20;
+  const auto bytes = [](double pages) { return pages * static_cast<double>(kPageSize); };
+  if (!json_) {
+    fmt::print("pid {} writes {:.0f} pages/s anew, {:.1f} MB/s; at most {:.0f} pages/s; it holds {:.1f} MB\n",
+               rate.pid, rate.pages_per_second(), bytes(rate.pages_per_second()) / 1e6, rate.most(),
+               bytes(static_cast<double>(rate.populated)) / 1e6);
+    return;
+  }
+  ordered_json samples = ordered_json::array();
+  for (const migration::DirtySample& sample : rate.samples)
+    samples.push_back({{"pages", sample.pages}, {"duration_us", to_micros(sample.interval)}});
+  print_json({{"event", "dirty-rate"},
+              {"status", "measured"},
+              {"pid", rate.pid},
+              {"calc-time", rate.samples.size()},
+              {"dirty-rate", bytes(rate.pages_per_second()) / kMebi},
+              {"dirty-pages-rate", rate.pages_per_second()},
+              {"most-dirty-pages-rate", rate.most()},
+              {"total", rate.populated * kPageSize},
+              {"samples", samples}});
 }
 
 void Events::completed(const migration::Report& r) const {
@@ -98,6 +127,7 @@ void Events::completed(const migration::Report& r) const {
         "{:.2f}\n",
         to_ms(d.total()), to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit),
         to_ms(d.resume));
+    if (r.throttle_percent > 0) fmt::print("throttled by up to {} %\n", r.throttle_percent);
     std::fflush(stdout);
     if (!r.restarts_anew.empty())
       fmt::print(stderr, "godwit: sleeps and other waits of pid {} began their time anew: {}\n", r.pid,
@@ -122,6 +152,7 @@ void Events::completed(const migration::Report& r) const {
                 {"discarded", r.pages.discarded},
                 {"objects", r.object_pages}}},
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
+              {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},
               {"restarts_anew", r.restarts_anew},
               {"scanned_because", r.scanned_because}});
@@ -138,6 +169,12 @@ void Events::failed(const Error& error, const std::string& original) const {
       {"subject", error.subject}, {"message", error.message()},    {"remedy", error.remedy}};
   if (!original.empty()) line["original"] = original;
   print_json(line);
+}
+
+int Events::finish(const Status& status, const std::string& original) const {
+  if (status.ok()) return kDone;
+  failed(status.error(), original);
+  return exit_code(status.error().kind);
 }
 
 }  // namespace godwit::cli

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "engine/base/result.h"
+#include "engine/migration/dirty_rate.h"
 #include "engine/migration/report.h"
 #include "engine/state/finding.h"
 
@@ -17,9 +18,12 @@ class Events {
   void running(pid_t pid, pid_t inner_pid) const;
   void findings(const state::Findings& findings) const;
   void progress(const migration::Progress& progress) const;
+  void dirty_rate(const migration::DirtyRate& rate) const;
   void completed(const migration::Report& report) const;
   /// The last word of a verb that failed. `original`: "running" or "stopped", empty where there is none.
   void failed(const Error& error, const std::string& original) const;
+  /// The exit code of a verb, and its last word if it failed.
+  [[nodiscard]] int finish(const Status& status, const std::string& original) const;
 
  private:
   bool json_;

@@ -8,13 +8,33 @@ namespace {
 
 using godwit::cli::Arguments;
 
-void add_limits(CLI::App& verb, Arguments& a) {
-  verb.add_option("--downtime-limit", a.downtime_limit_ms, "freeze when this many milliseconds are enough")
-      ->capture_default_str();
-  verb.add_option("--timeout", a.timeout_s, "give up after this many seconds");
-  verb.add_option("--max-rounds", a.max_rounds, "give up after this many rounds")
-      ->capture_default_str()
-      ->check(CLI::Range(2, 1000));
+void add_limits(CLI::App& verb, godwit::cli::LimitArguments& limits) {
+  verb.add_option("--downtime-limit", limits.downtime_limit_ms,
+                  "freeze when this many milliseconds are enough (300)")
+      ->check(CLI::Range(0.0, 1e9));
+  verb.add_option("--timeout", limits.timeout_s, "give up after this many seconds; 0: never (0)")
+      ->check(CLI::Range(0.0, 1e9));
+  verb.add_option("--max-rounds", limits.max_rounds, "give up after this many rounds (30)")
+      ->check(CLI::Range(2, 1000000));
+  verb.add_option("--on-timeout", limits.on_timeout,
+                  "at these two limits: cancel, or force: freeze whatever the downtime (cancel)")
+      ->check(CLI::IsMember({"cancel", "force"}));
+  verb.add_option("--throttle", limits.throttle,
+                  "auto: stop the process for a growing part of its time while it writes faster than it is "
+                  "sent (off)")
+      ->check(CLI::IsMember({"off", "auto"}));
+  const CLI::Range percent(1, 99);
+  verb.add_option("--throttle-initial", limits.throttle_initial, "percent at first (20)")->check(percent);
+  verb.add_option("--throttle-increment", limits.throttle_increment, "and more at each step (10)")
+      ->check(percent);
+  verb.add_option("--throttle-max", limits.throttle_max, "at most (99)")->check(percent);
+  verb.add_option("--dirty-limit", limits.dirty_limit,
+                  "bytes a second (k, M, G) that a thread may write anew once the process writes faster than "
+                  "it is sent; slows only those that write more; 0: none (0)");
+}
+
+void add_bandwidth(CLI::App& verb, godwit::cli::LimitArguments& limits) {
+  verb.add_option("--bandwidth", limits.bandwidth, "bytes per second at most (k, M, G); 0: no limit (0)");
 }
 
 void add_link(CLI::App& verb, Arguments& a) {
@@ -32,9 +52,9 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
   migrate->add_option("PID", a.pid)->required();
   migrate->add_option("HOST", a.host, "HOST[:PORT] of `godwit receive`")->required();
-  add_limits(*migrate, a);
+  add_limits(*migrate, a.limits);
+  add_bandwidth(*migrate, a.limits);
   add_link(*migrate, a);
-  migrate->add_option("--bandwidth", a.bandwidth, "bytes per second at most (k, M, G)");
   add_link_timeout(*migrate, a,
                    "seconds of silence after which the link is cut; answers may take 6 times that, and after "
                    "COMMIT a lost peer is asked for 3 times that");
@@ -65,7 +85,7 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
   checkpoint->add_option("PID", a.pid)->required();
   checkpoint->add_option("FILE", a.file)->required();
   checkpoint->add_flag("--leave-running", a.leave_running, "the process goes on after it");
-  add_limits(*checkpoint, a);
+  add_limits(*checkpoint, a.limits);
   checkpoint->callback([verb] { *verb = godwit::cli::checkpoint; });
   CLI::App* restore = app.add_subcommand("restore", "let the process of a file run");
   restore->add_option("FILE", a.file)->required();
@@ -83,6 +103,13 @@ void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) 
   check->add_option("--to", a.host, "HOST[:PORT]: ask that host as well");
   add_link(*check, a);
   check->callback([verb] { *verb = godwit::cli::check; });
+  CLI::App* rate = app.add_subcommand(
+      "dirty-rate", "measure how fast a process writes memory anew; it runs on, nothing is left in it");
+  rate->add_option("PID", a.pid)->required();
+  rate->add_option("--seconds", a.seconds, "how long, a sample each")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 3600));
+  rate->callback([verb] { *verb = godwit::cli::dirty_rate; });
   CLI::App* resolve = app.add_subcommand("resolve", "decide about an original that is stopped in doubt");
   resolve->add_option("PID", a.pid)->required();
   resolve->add_flag("--resume", a.resume, "it runs nowhere else: let it go on");
@@ -90,6 +117,26 @@ void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) 
   resolve->callback([verb] { *verb = godwit::cli::resolve; });
   CLI::App* probe = app.add_subcommand("probe", "say what this kernel offers");
   probe->callback([verb] { *verb = godwit::cli::probe; });
+}
+
+void add_control(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
+  CLI::App* status = app.add_subcommand("status", "tell how far the migrations of this host are");
+  status->add_option("JOB", a.pid, "the pid that is being migrated; without it: all");
+  status->callback([verb] { *verb = godwit::cli::status; });
+  CLI::App* set = app.add_subcommand("set", "change the limits of a migration that is under way");
+  set->add_option("JOB", a.pid)->required();
+  add_limits(*set, a.limits);
+  add_bandwidth(*set, a.limits);
+  set->callback([verb] { *verb = godwit::cli::set; });
+  const auto add = [&](const char* name, const char* what, int (*function)(const Arguments&)) {
+    CLI::App* one = app.add_subcommand(name, what);
+    one->add_option("JOB", a.pid)->required();
+    one->callback([verb, function] { *verb = function; });
+  };
+  add("cancel", "end a migration; the original runs on", godwit::cli::cancel);
+  add("pause", "let a migration send nothing for a while; tracking goes on", godwit::cli::pause);
+  add("resume", "let it go on", godwit::cli::resume);
+  add("freeze-now", "go to the freeze after this round, whatever the downtime", godwit::cli::freeze_now);
 }
 
 }  // namespace
@@ -106,6 +153,7 @@ int main(int argc, char** argv) {
   add_receive(app, arguments, &verb);
   add_image_verbs(app, arguments, &verb);
   add_questions(app, arguments, &verb);
+  add_control(app, arguments, &verb);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -4,12 +4,13 @@
 #include <signal.h>
 
 #include <atomic>
-#include <cmath>
 
 #include "cli/events.h"
 #include "cli/exit_code.h"
+#include "cli/limit_options.h"
 #include "engine/base/files.h"
 #include "engine/migration/checkpoint.h"
+#include "engine/migration/dirty_rate.h"
 #include "engine/migration/migrate.h"
 #include "engine/migration/receiver.h"
 #include "engine/transport/file.h"
@@ -33,19 +34,6 @@ void cancel_on_signals() {
   ::signal(SIGPIPE, SIG_IGN);
 }
 
-/// "64M", "1G", "125000000". Errors: Usage.
-Result<uint64_t> parse_size(std::string_view text, const char* what) {
-  uint64_t unit = 1;
-  if (text.ends_with('k') || text.ends_with('K')) unit = uint64_t{1} << 10;
-  if (text.ends_with('M')) unit = uint64_t{1} << 20;
-  if (text.ends_with('G')) unit = uint64_t{1} << 30;
-  const auto number = parse_number(unit == 1 ? text : text.substr(0, text.size() - 1));
-  if (!number)
-    return fail(ErrorKind::kUsage, fmt::format("read {}", what), std::string(text),
-                "give a number, with k, M or G if you like");
-  return *number * unit;
-}
-
 /// "host" gets the default port; "[::1]" and "::1" too.
 std::string with_port(std::string host) {
   if (host.ends_with(']') || host.find(':') == std::string::npos) return host + ":" + kDefaultPort;
@@ -53,16 +41,8 @@ std::string with_port(std::string host) {
   return host;
 }
 
-Nanos nanos_of(double seconds) {
-  return Nanos(static_cast<int64_t>(seconds * 1e9));
-}
-
 Result<migration::Limits> limits_of(const Arguments& arguments) {
-  migration::Limits limits;
-  limits.downtime = Nanos(static_cast<int64_t>(arguments.downtime_limit_ms * 1e6));
-  limits.max_rounds = arguments.max_rounds;
-  if (arguments.timeout_s > 0) limits.timeout = nanos_of(arguments.timeout_s);
-  return limits;
+  return migration::changed_by({}, TRY(changes_of(arguments.limits)));
 }
 
 Result<migration::LinkOptions> link_of(const Arguments& arguments) {
@@ -71,7 +51,7 @@ Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   link.channels = arguments.channels;
   link.insecure = arguments.insecure;
   link.dead_after = nanos_of(arguments.link_timeout_s);
-  if (!arguments.bandwidth.empty()) link.bandwidth = TRY(parse_size(arguments.bandwidth, "--bandwidth"));
+  link.bandwidth = TRY(changes_of(arguments.limits)).bandwidth.value_or(0);
   return link;
 }
 
@@ -80,12 +60,6 @@ Result<migration::PidNamespace> pid_namespace_of(const std::string& name) {
   if (name == "host") return migration::PidNamespace::kHost;
   if (name == "new") return migration::PidNamespace::kNew;
   return fail(ErrorKind::kUsage, "read --pid-namespace", name, "give auto, host or new");
-}
-
-int finish(const Events& events, const Status& status, const std::string& original) {
-  if (status.ok()) return kDone;
-  events.failed(status.error(), original);
-  return exit_code(status.error().kind);
 }
 
 Status try_migrate(const Arguments& arguments, const Events& events) {
@@ -154,6 +128,15 @@ Status try_check(const Arguments& arguments, const Events& events) {
   return {};
 }
 
+Status try_dirty_rate(const Arguments& arguments, const Events& events) {
+  migration::DirtyRateOptions options;
+  options.pid = arguments.pid;
+  options.seconds = arguments.seconds;
+  options.cancelled = &cancelled;
+  events.dirty_rate(TRY(migration::measure_dirty_rate(options)));
+  return {};
+}
+
 }  // namespace
 
 int migrate(const Arguments& arguments) {
@@ -161,47 +144,52 @@ int migrate(const Arguments& arguments) {
   const Events events(arguments.json);
   const Status status = try_migrate(arguments, events);
   const bool stopped = !status.ok() && status.error().kind == ErrorKind::kInDoubt;
-  return finish(events, status, stopped ? "stopped" : "running");
+  return events.finish(status, stopped ? "stopped" : "running");
 }
 
 int receive(const Arguments& arguments) {
   cancel_on_signals();
   const Events events(arguments.json);
-  return finish(events, try_receive(arguments, events), "");
+  return events.finish(try_receive(arguments, events), "");
 }
 
 int check(const Arguments& arguments) {
   const Events events(arguments.json);
-  return finish(events, try_check(arguments, events), "running");
+  return events.finish(try_check(arguments, events), "running");
 }
 
 int resolve(const Arguments& arguments) {
   const Events events(arguments.json);
   if (arguments.resume == arguments.discard)
-    return finish(events,
-                  fail(ErrorKind::kUsage, "resolve", fmt::format("pid {}", arguments.pid),
-                       "give --resume or --discard"),
-                  "");
-  return finish(events, migration::resolve(arguments.pid, arguments.resume), "");
+    return events.finish(fail(ErrorKind::kUsage, "resolve", fmt::format("pid {}", arguments.pid),
+                              "give --resume or --discard"),
+                         "");
+  return events.finish(migration::resolve(arguments.pid, arguments.resume), "");
 }
 
 int checkpoint(const Arguments& arguments) {
   cancel_on_signals();
   const Events events(arguments.json);
-  return finish(events, try_checkpoint(arguments, events), "running");
+  return events.finish(try_checkpoint(arguments, events), "running");
+}
+
+int dirty_rate(const Arguments& arguments) {
+  cancel_on_signals();
+  const Events events(arguments.json);
+  return events.finish(try_dirty_rate(arguments, events), "running");
 }
 
 int restore(const Arguments& arguments) {
   const Events events(arguments.json);
-  return finish(events, try_restore(arguments, events), "");
+  return events.finish(try_restore(arguments, events), "");
 }
 
 int inspect(const Arguments& arguments) {
   const Events events(arguments.json);
   auto source = transport::FileSource::open(arguments.file);
-  if (!source.ok()) return finish(events, source.take_error(), "");
-  return finish(events, wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }),
-                "");
+  if (!source.ok()) return events.finish(source.take_error(), "");
+  return events.finish(wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }),
+                       "");
 }
 
 }  // namespace godwit::cli

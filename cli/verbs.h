@@ -2,10 +2,19 @@
 // engine/migration.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace godwit::cli {
+
+/// What `migrate` begins with and `set` changes; what is not given keeps its default, or stays as it is.
+struct LimitArguments {
+  std::optional<double> downtime_limit_ms, timeout_s;
+  std::optional<std::string> bandwidth, dirty_limit;  ///< bytes a second, with k, M or G; 0: no limit
+  std::optional<unsigned> max_rounds, throttle_initial, throttle_increment, throttle_max;
+  std::optional<std::string> on_timeout, throttle;
+};
 
 struct Arguments {
   bool json = false;
@@ -21,11 +30,9 @@ struct Arguments {
   std::string pid_namespace = "auto";
   std::string hooks;
   std::vector<std::string> move_addresses;
-  double downtime_limit_ms = 300;
-  std::string bandwidth;  ///< bytes a second, with k, M or G; empty: no limit
-  double timeout_s = 0;   ///< 0: none
+  LimitArguments limits;
   double link_timeout_s = 10;
-  unsigned max_rounds = 30;
+  unsigned seconds = 1;
   unsigned channels = 1;
   std::string cache = "64M";
 };
@@ -38,5 +45,12 @@ int checkpoint(const Arguments& arguments);
 int restore(const Arguments& arguments);
 int inspect(const Arguments& arguments);
 int probe(const Arguments& arguments);
+int status(const Arguments& arguments);
+int set(const Arguments& arguments);
+int cancel(const Arguments& arguments);
+int pause(const Arguments& arguments);
+int resume(const Arguments& arguments);
+int freeze_now(const Arguments& arguments);
+int dirty_rate(const Arguments& arguments);
 
 }  // namespace godwit::cli

@@ -5,6 +5,7 @@
 #include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
 #include "engine/migration/clock_sync.h"
+#include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/inventory.h"
 #include "engine/model/record_stream.h"
@@ -62,8 +63,8 @@ Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header,
 }
 
 Status write_image(const CheckpointOptions& options, const tracee::Process& process,
-                   const state::Intent& intent, Guardian& guardian, transport::FileSink& sink,
-                   Report& report) {
+                   const state::Intent& intent, Guardian& guardian, Control& control,
+                   transport::FileSink& sink, Report& report) {
   TRY(judge(TRY(check_here(process, intent)), options.on_findings));
 
   wire::StreamHeader header;
@@ -76,11 +77,9 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   const uint64_t head_size = sink.bytes_written();
 
   PrecopyOptions settings;
-  settings.limits = options.limits;
   settings.progress = options.on_progress;
-  settings.cancelled = options.cancelled;
   settings.on_frozen = [&] { return add_clock_values(process, inventory); };
-  auto precopy = TRY(Precopy::create(process, intent, {&writer}, std::move(settings), {}));
+  auto precopy = TRY(Precopy::create(process, intent, {&writer}, control, std::move(settings), {}));
   guardian.touching();
   TRY(precopy->arm());
   TRY(precopy->describe());
@@ -120,9 +119,12 @@ Result<Report> checkpoint(const CheckpointOptions& options) {
   state::Intent intent;
   intent.to_file = true;
   auto sink = TRY(transport::FileSink::create(options.path));
+  Control control(options.pid, options.limits, std::nullopt, options.cancelled);
+  const auto server = TRY(ControlServer::start(control, job_path(options.pid)));
+  control.publish([&](Statistics& s) { s.destination = options.path; });
   Report report;
   const Nanos started = monotonic_now();
-  TRY(write_image(options, process, intent, guardian, sink, report));
+  TRY(write_image(options, process, intent, guardian, control, sink, report));
   report.total = monotonic_now() - started;
   report.wire_bytes = sink.bytes_written();
   return report;

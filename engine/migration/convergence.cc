@@ -31,16 +31,39 @@ Forecast forecast(const RoundStats& last, Nanos state_cost) {
   return f;
 }
 
-Decision decide(const RoundStats& last, const Forecast& forecast, const Limits& limits, Nanos elapsed) {
-  const bool out_of_time = limits.timeout && elapsed >= *limits.timeout;
-  const bool last_round = last.round + 1 >= limits.max_rounds;
+ThrottleLevel within(ThrottleLevel level, const ThrottleLimits& limits) {
+  level.cpu_percent = limits.automatic ? std::min(level.cpu_percent, limits.maximum) : 0;
+  level.writers = level.writers && limits.dirty_limit > 0;
+  return level;
+}
+
+ThrottleLevel tighten(ThrottleLevel level, const ThrottleLimits& limits) {
+  level = within(level, limits);
+  if (limits.dirty_limit > 0 && !level.writers) {
+    level.writers = true;
+    return level;
+  }
+  if (!limits.automatic) return level;
+  const unsigned next = level.cpu_percent == 0 ? limits.initial : level.cpu_percent + limits.increment;
+  level.cpu_percent = std::min(next, limits.maximum);
+  return level;
+}
+
+Decision decide(const Situation& now, const Limits& limits) {
+  if (now.freeze_now) return Decision::kFreeze;
+  const Forecast& ahead = now.ahead;
+  const bool fits = ahead.downtime <= limits.downtime;
+  const bool out_of_time = limits.timeout && now.elapsed >= *limits.timeout;
+  const bool last_round = now.last.round + 1 >= limits.max_rounds;
   if (out_of_time || last_round)
-    return forecast.downtime <= limits.downtime ? Decision::kFreeze : Decision::kGiveUp;
+    return fits || limits.on_timeout == OnTimeout::kForce ? Decision::kFreeze : Decision::kGiveUp;
   // What the bulk round foretells is a guess; there is always one real round after it.
-  if (last.round == 0) return Decision::kContinue;
-  const bool pays = forecast.downtime - forecast.after_next_round > kWorthwhile;
-  if (!pays && forecast.downtime <= limits.downtime) return Decision::kFreeze;
-  return Decision::kContinue;
+  if (now.last.round == 0) return Decision::kContinue;
+  const bool pays = ahead.downtime - ahead.after_next_round > kWorthwhile;
+  if (!pays && fits) return Decision::kFreeze;
+  const bool behind = ahead.pages_at_freeze > kFallsBehind * static_cast<double>(now.last.pages);
+  const bool can_tighten = tighten(now.throttle, limits.throttle) != now.throttle;
+  return !fits && behind && can_tighten ? Decision::kThrottle : Decision::kContinue;
 }
 
 std::string_view to_string(Decision decision) {
@@ -49,6 +72,8 @@ std::string_view to_string(Decision decision) {
       return "continue";
     case Decision::kFreeze:
       return "freeze";
+    case Decision::kThrottle:
+      return "throttle";
     case Decision::kGiveUp:
       return "give up";
     case Decision::kInvalid:

@@ -1,5 +1,6 @@
 // When to freeze, as a pure function of what the rounds measured. The policy: keep iterating while the next
-// round still pays, freeze when it no longer does and the expected downtime is within the limit, give up at
+// round still pays, freeze when it no longer does and the expected downtime is within the limit, slow the
+// process down when it writes faster than it is sent (if that is allowed), give up or freeze all the same at
 // the limits.
 #pragma once
 
@@ -18,13 +19,45 @@ struct RoundStats {
   Nanos interval{};  ///< between the two collects: the time in which `pages` were written (unused in round 0)
   Nanos
       duration{};  ///< of the round: collect, read, encode, send, and the peer's word that it installed them
-  Nanos scan{};    ///< the part of it that looked for dirty pages; the freeze looks once more
+  unsigned throttle_percent = 0;  ///< of its time that the process stood meanwhile
+  Nanos scan{};                   ///< the part of it that looked for dirty pages; the freeze looks once more
 };
+
+/// What may be done to a process that writes faster than it can be sent. Names and defaults are QEMU's.
+struct ThrottleLimits {
+  bool automatic = false;    ///< auto-converge: take CPU time from the whole process, step by step
+  unsigned initial = 20;     ///< percent of the time that it stands, at the first step
+  unsigned increment = 10;   ///< and more at each further one
+  unsigned maximum = 99;     ///< at most
+  uint64_t dirty_limit = 0;  ///< bytes a second that one thread may write anew; 0: threads are not told apart
+
+  bool operator==(const ThrottleLimits&) const = default;
+};
+
+/// How far the throttle is closed now.
+struct ThrottleLevel {
+  unsigned cpu_percent = 0;  ///< of the time the whole process stands
+  bool writers = false;      ///< the dirty limit is in force
+
+  [[nodiscard]] bool open() const { return cpu_percent == 0 && !writers; }
+  bool operator==(const ThrottleLevel&) const = default;
+};
+
+/// The next step: first the limit that slows only those who write, then the whole process. The same level
+/// again when nothing more is allowed.
+ThrottleLevel tighten(ThrottleLevel level, const ThrottleLimits& limits);
+/// What is left of `level` under limits that may have changed since.
+ThrottleLevel within(ThrottleLevel level, const ThrottleLimits& limits);
+
+/// What happens when the time or the rounds are over and the expected downtime is still above the limit.
+enum class OnTimeout : uint8_t { kInvalid = 0, kCancel, kForce };
 
 struct Limits {
   Nanos downtime{std::chrono::milliseconds(300)};  ///< virsh's default
   uint32_t max_rounds = 30;
   std::optional<Nanos> timeout;  ///< for the whole migration
+  OnTimeout on_timeout = OnTimeout::kCancel;
+  ThrottleLimits throttle;
 };
 
 struct Forecast {
@@ -38,12 +71,25 @@ struct Forecast {
 /// estimated or as measured by an earlier freeze.
 Forecast forecast(const RoundStats& last, Nanos state_cost);
 
-enum class Decision : uint8_t { kInvalid = 0, kContinue, kFreeze, kGiveUp };
+/// kThrottle: another round, and before it the throttle one step tighter.
+enum class Decision : uint8_t { kInvalid = 0, kContinue, kFreeze, kThrottle, kGiveUp };
 std::string_view to_string(Decision decision);
 
 /// A gain under this is not worth a round: it is less than the noise of a freeze.
 constexpr Nanos kWorthwhile = std::chrono::microseconds(250);
 
-Decision decide(const RoundStats& last, const Forecast& forecast, const Limits& limits, Nanos elapsed);
+/// A round in which more than this part of its pages was written again does not get ahead (QEMU's
+/// throttle-trigger-threshold).
+constexpr double kFallsBehind = 0.5;
+
+/// All that a decision rests on, beside the limits.
+struct Situation {
+  RoundStats last;
+  Forecast ahead;
+  Nanos elapsed{};  ///< since the start
+  ThrottleLevel throttle;
+  bool freeze_now = false;  ///< a person does not want to wait any longer
+};
+Decision decide(const Situation& now, const Limits& limits);
 
 }  // namespace godwit::migration

@@ -18,6 +18,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/files.h"
 #include "engine/base/pidfd.h"
+#include "engine/migration/control_server.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/tracee/frozen.h"
@@ -201,6 +202,7 @@ void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::st
   const uint32_t phase = shared.phase.load();
   if (phase == kDismissed) return;
   wait_for_exit(engine);
+  remove_dead_socket(job_path(shared.target));
   const std::string undo(shared.undo, shared.undo_size.load());
   if (phase == kCommitted) {
     LinkOptions options;

@@ -8,6 +8,7 @@
 #include "engine/base/log.h"
 #include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
+#include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/hooks.h"
 #include "engine/migration/inventory.h"
@@ -28,7 +29,13 @@ void pause_for(Nanos time) {
 class Migration {
  public:
   Migration(const MigrateOptions& options, Guardian guardian)
-      : options_(options), hooks_(options.hooks), guardian_(std::move(guardian)) {}
+      : options_(options),
+        hooks_(options.hooks),
+        guardian_(std::move(guardian)),
+        control_(options.pid, options.limits, options.link.bandwidth, options.cancelled) {}
+  ~Migration() { control_.set_link({}); }
+  Migration(const Migration&) = delete;
+  Migration& operator=(const Migration&) = delete;
 
   Result<Report> run() {
     started_ = monotonic_now();
@@ -49,6 +56,7 @@ class Migration {
   Status stages() {
     TRY(open());
     TRY(check_both());
+    TRY(control_.check());
     TRY(advance(Event::kCheckPassed));
     guardian_.touching();
     TRY(prepare_addresses());
@@ -63,6 +71,8 @@ class Migration {
 
   Status open() {
     process_.emplace(TRY(tracee::Process::open(options_.pid)));
+    server_ = TRY(ControlServer::start(control_, job_path(options_.pid)));
+    control_.publish([this](Statistics& s) { s.destination = options_.link.destination; });
     intent_ = intent_of(options_.move_addresses);
     return {};
   }
@@ -71,21 +81,22 @@ class Migration {
   Status check_both() {
     TRY(judge(TRY(check_here(*process_, intent_)), options_.on_findings));
     link_ = TRY(Link::connect(options_.link));
+    control_.set_link({[this] { return link_->bytes_sent(); },
+                       [this](uint64_t bandwidth) { link_->set_bandwidth(bandwidth); },
+                       [this] { link_->cancel(); }});
     TRY(judge(TRY(check_there(*link_, *process_, options_.move_addresses)), options_.on_findings));
     return make_precopy();
   }
 
   Status make_precopy() {
     PrecopyOptions precopy;
-    precopy.limits = options_.limits;
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
     precopy.progress = options_.on_progress;
-    precopy.cancelled = options_.cancelled;
     precopy.on_frozen = [this]() -> Status {
       if (addresses_) TRY(addresses_->freeze());
       return hooks_.run("frozen", options_.pid, link_->peer_name());
     };
-    precopy_ = TRY(Precopy::create(*process_, intent_, link_->writers(), std::move(precopy),
+    precopy_ = TRY(Precopy::create(*process_, intent_, link_->writers(), control_, std::move(precopy),
                                    [this](uint32_t) { return link_->barrier(); }));
     return {};
   }
@@ -128,6 +139,8 @@ class Migration {
   }
 
   Status commit() {
+    // ORDER: from here on nobody may cancel, and nothing that a cancel does may still be under way.
+    TRY(control_.begin_commit());
     InDoubt entry;
     entry.pid = options_.pid;
     entry.start_time = TRY(process_->stat()).start_time;
@@ -157,6 +170,11 @@ class Migration {
     (void)link_->control().finish();
     precopy_->report().total = monotonic_now() - started_;
     precopy_->report().wire_bytes = link_->bytes_sent();
+    control_.publish([this](Statistics& s) {
+      s.state = JobState::kCompleted;
+      s.total = precopy_->report().total;
+      s.downtime = precopy_->report().downtime.total();
+    });
     if (options_.on_completed) options_.on_completed(precopy_->report());
     (void)hooks_.run("resumed", options_.pid, link_->peer_name());
     return ended;
@@ -173,6 +191,7 @@ class Migration {
   // ---------------------------------------------------------------------------------------------------
   Status give_up(Error error) {
     if (phase_ == Phase::kDone) return error;
+    error = control_.explain(std::move(error));
     if (phase_ == Phase::kCommitted) return after_commit(std::move(error));
     reason_ = error;
     (void)advance(Event::kFailure);
@@ -296,6 +315,7 @@ class Migration {
   const MigrateOptions& options_;
   Hooks hooks_;
   Guardian guardian_;
+  Control control_;
   state::Intent intent_;
   Phase phase_ = Phase::kChecking;
   std::optional<tracee::Process> process_;
@@ -305,6 +325,8 @@ class Migration {
   Event verdict_ = Event::kInvalid;
   Error reason_;
   Nanos started_{}, commit_left_{};
+  std::unique_ptr<ControlServer>
+      server_;  // the last member: its thread ends before all that it may call goes
 };
 
 /// What the move of its addresses changed on this host is put back, or completed.

@@ -1,11 +1,12 @@
 #include "engine/migration/precopy.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/syscall.h>
+
+#include <algorithm>
 
 #include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
+#include "engine/migration/arm_tracker.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
 #include "engine/tracee/injector.h"
@@ -13,10 +14,6 @@
 
 namespace godwit::migration {
 namespace {
-
-/// linux/userfaultfd.h. KERNEL: an unprivileged target may make no other kind; asynchronous write-protection
-/// is resolved by the kernel itself, so that it sees writes of the kernel all the same.
-constexpr int kUserModeOnly = 1;
 
 /// The fixed part of a freeze, until one was measured: capture, finish and two round trips.
 constexpr Nanos kStateCost = std::chrono::milliseconds(3);
@@ -36,10 +33,10 @@ size_t lane_of(RemoteAddr at, size_t lanes) {
 }  // namespace
 
 Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process, const state::Intent& intent,
-                                                 std::vector<wire::RecordWriter*> writers,
+                                                 std::vector<wire::RecordWriter*> writers, Control& control,
                                                  PrecopyOptions options, Barrier barrier) {
   std::unique_ptr<Precopy> made(
-      new Precopy(process, intent, std::move(writers), std::move(options), std::move(barrier)));
+      new Precopy(process, intent, std::move(writers), control, std::move(options), std::move(barrier)));
   made->started_ = monotonic_now();
   made->report_.pid = process.pid();
   made->memory_ = TRY(tracee::Memory::open(process.pid()));
@@ -55,34 +52,12 @@ Precopy::~Precopy() {
 // ---- arm
 // ---------------------------------------------------------------------------------------------------------
 
-/// A userfaultfd belongs to the address space of its maker, so the target makes it; once it is taken out, the
-/// target's own number is closed. The process stands still for some 100 us.
 Status Precopy::arm() {
   TRY(fault_point("arm"));
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
   listen();
-  const Nanos begin = monotonic_now();
-  auto frozen = TRY(tracee::Frozen::freeze(process_));
-  TRY(interrupted_->look(frozen, begin));
-  auto injector = TRY(tracee::Injector::create(frozen));
-  tracee::Batch make;
-  const size_t made =
-      make.call(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK | kUserModeOnly}, "userfaultfd in the target");
-  TRY(injector->run(process_.pid(), make));
-  const int number = static_cast<int>(make.result(made));
-  // ORDER: whatever fails from here on, the number inside is closed before it is told.
-  Status undisturbed = fault_point("armed-inside");
-  Result<Fd> taken = process_.pidfd().get_fd(number);
-  tracee::Batch close;
-  close.call(SYS_close, {number}, "close the target's userfaultfd");
-  TRY(injector->run(process_.pid(), close));
-  TRY(injector->finish());
-  TRY(frozen.finish());
-  TRY(std::move(undisturbed));
-
-  tracker_ =
-      std::make_unique<uffd::WpTracker>(TRY(uffd::WpTracker::create(process_.pid(), TRY(std::move(taken)))));
+  tracker_ = TRY(arm_tracker(process_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (wire::RecordWriter* writer : writers_)
     lanes.push_back(TRY(Lane::create(*writer, options_.cache_bytes / writers_.size())));
@@ -102,6 +77,8 @@ void Precopy::listen() {
 }
 
 void Precopy::disarm() {
+  hold_.reset();
+  throttle_.reset();
   log_.reset();
   sender_.reset();
   if (tracker_) tracker_->release();
@@ -149,6 +126,7 @@ Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
 /// and the program's next mremap of it would fail.
 Status Precopy::track() {
   if (!sender_->has_untracked()) return {};
+  const Throttle::Hold hold(throttle_.get());
   const Nanos begin = monotonic_now();
   auto still = tracee::Frozen::freeze(process_);
   if (!still.ok() && still.error().kind == ErrorKind::kRetry) return {};  // in the next round
@@ -162,30 +140,61 @@ Status Precopy::track() {
 // ------------------------------------------------------------------------------------------------------
 
 Status Precopy::rounds() {
+  control_.publish([this](Statistics& s) {
+    s.state = JobState::kActive;
+    s.setup = monotonic_now() - s.started;
+    s.cache_bytes = options_.cache_bytes;
+  });
   for (;;) {
-    TRY(check_cancelled());
+    TRY(check_wishes());
     TRY(round(next_round_++));
-    const RoundStats& last = report_.rounds.back();
-    const Forecast ahead = forecast(last, kStateCost);
-    tell("pre-copy", ahead);
-    switch (decide(last, ahead, options_.limits, monotonic_now() - started_)) {
-      case Decision::kContinue:
-        break;
-      case Decision::kFreeze:
-        return one_more_round();
-      default:
-        return fail(
-            ErrorKind::kNotConverged, "converge",
-            fmt::format(
-                "pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
-                process_.pid(), next_round_, ahead.dirty_pages_per_second, to_micros(ahead.downtime) / 1000,
-                to_micros(options_.limits.downtime) / 1000),
-            "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, or move it when it writes less");
-    }
+    const Limits limits = control_.limits();
+    throttle(within(level_, limits.throttle));
+    Situation now{.last = report_.rounds.back(),
+                  .ahead = forecast(report_.rounds.back(), kStateCost),
+                  .elapsed = monotonic_now() - started_,
+                  .throttle = level_,
+                  .freeze_now = control_.freeze_now()};
+    round_ends(now.last, now.ahead);
+    tell("pre-copy", now.ahead);
+    const Decision decision = decide(now, limits);
+    if (decision == Decision::kFreeze) return one_more_round();
+    TRY(turn(decision, now, limits));
   }
 }
 
+/// What follows a round, unless it was the last.
+Status Precopy::turn(Decision decision, const Situation& now, const Limits& limits) {
+  switch (decision) {
+    case Decision::kContinue:
+      return {};
+    case Decision::kThrottle:
+      throttle(tighten(level_, limits.throttle));
+      return {};
+    default:
+      return fail(
+          ErrorKind::kNotConverged, "converge",
+          fmt::format("pid {} after {} rounds: {:.0f} pages/s written, expected downtime {} ms, limit {} ms",
+                      process_.pid(), next_round_, now.ahead.dirty_pages_per_second,
+                      to_micros(now.ahead.downtime) / 1000, to_micros(limits.downtime) / 1000),
+          "raise --downtime-limit, --max-rounds, --timeout or --bandwidth, slow it with --throttle auto, "
+          "freeze it all the same with --on-timeout force, or move it when it writes less");
+  }
+}
+
+void Precopy::throttle(ThrottleLevel level) {
+  if (level == level_) return;
+  level_ = level;
+  report_.throttle_percent = std::max(report_.throttle_percent, level.cpu_percent);
+  control_.publish([&](Statistics& s) { s.throttle = level; });
+  if (!throttle_)
+    throttle_ = std::make_unique<Throttle>(process_, *interrupted_, [this] { return control_.throttle(); });
+  throttle_->set(level);
+}
+
 Status Precopy::one_more_round() {
+  TRY(check_wishes());
+  control_.publish([](Statistics& s) { s.state = JobState::kActive; });
   if (!knows_details()) {
     TRY(look_in_detail());
     TRY(round(next_round_++));  // for what was written during that look
@@ -197,6 +206,7 @@ Status Precopy::one_more_round() {
     if (!marked.ok()) lose_log(marked.error());
   }
   TRY(round(next_round_++));
+  round_ends(report_.rounds.back(), forecast(report_.rounds.back(), kStateCost));
   return log_ ? sender_->rest() : Status{};
 }
 
@@ -204,6 +214,7 @@ Status Precopy::round(uint32_t number) {
   TRY(fault_point("round"));
   RoundStats stats;
   stats.round = number;
+  stats.throttle_percent = level_.cpu_percent;
   const uint64_t before = wire_bytes();
   // Not in the bulk round, which follows the description, and not in those that the freeze waits for.
   if (number == 1) TRY(look_in_detail());
@@ -212,6 +223,7 @@ Status Precopy::round(uint32_t number) {
   const PageRuns written = TRY(sender_->collect());
   const Nanos scanned = monotonic_now();
   for (const PageRun& run : written) stats.pages += run.range.pages();
+  round_begins(stats);
   TRY(sender_->send(written, number == 0, false));
   report_.object_pages += TRY(objects_->pass());
   wire::RoundEnd end;
@@ -233,14 +245,44 @@ uint64_t Precopy::wire_bytes() const {
   return sender_->wire_bytes();
 }
 
-Status Precopy::check_cancelled() const {
-  if (options_.cancelled != nullptr && options_.cancelled->load())
-    return fail(ErrorKind::kCancelled, "migrate", fmt::format("pid {}", process_.pid()),
-                "the original runs on");
-  if (process_.pidfd().exited())
-    return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()),
-                "the process ended by itself");
-  return {};
+/// Between two rounds. Tracking goes on while they pause.
+Status Precopy::check_wishes() {
+  TRY(control_.wait_while_paused([this]() -> Status {
+    TRY(check_target());
+    return barrier_ ? barrier_(next_round_) : Status{};
+  }));
+  return check_target();
+}
+
+Status Precopy::check_target() const {
+  if (!process_.pidfd().exited()) return {};
+  return fail(ErrorKind::kTargetGone, "migrate", fmt::format("pid {}", process_.pid()),
+              "the process ended by itself");
+}
+
+void Precopy::round_begins(const RoundStats& stats) {
+  control_.publish([&](Statistics& s) {
+    s.round = stats.round;
+    s.round_pages = stats.pages;
+    s.round_ended = false;
+    s.round_started = monotonic_now();
+    s.round_started_bytes = s.transferred;
+    ++s.collects;
+    if (stats.round == 0) s.total_pages = stats.pages;
+  });
+}
+
+void Precopy::round_ends(const RoundStats& stats, const Forecast& ahead) {
+  control_.publish([&](Statistics& s) {
+    const double seconds = std::chrono::duration<double>(stats.duration).count();
+    s.round_ended = true;
+    s.transferred = std::max(s.transferred, wire_bytes());
+    s.bytes_per_second = seconds > 0 ? static_cast<double>(stats.wire_bytes) / seconds : 0;
+    s.dirty_pages_per_second = ahead.dirty_pages_per_second;
+    s.expected_downtime = ahead.downtime;
+    s.pages = sender_->counts();
+    s.throttle = level_;
+  });
 }
 
 void Precopy::tell(const char* phase, const Forecast& ahead) {
@@ -249,14 +291,15 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
   const double seconds = std::chrono::duration<double>(last.duration).count();
   options_.progress({phase, last.round, last.pages, wire_bytes(),
                      seconds > 0 ? static_cast<double>(last.wire_bytes) / seconds : 0,
-                     ahead.dirty_pages_per_second, ahead.downtime});
+                     ahead.dirty_pages_per_second, ahead.downtime, level_});
 }
 
 // ---- the freeze
 // --------------------------------------------------------------------------------------------------
 
 Status Precopy::freeze() {
-  TRY(check_cancelled());
+  TRY(check_wishes());
+  control_.publish([](Statistics& s) { s.state = JobState::kDevice; });
   wire::LastRound last;
   last.set_round(next_round_);
   TRY(writers_.front()->write_message(wire::RecordType::kLastRound, last));
@@ -264,6 +307,8 @@ Status Precopy::freeze() {
   TRY(fault_point("freeze"));
 
   report_.downtime = {};
+  // ORDER: what the throttle holds, nobody else can freeze.
+  hold_.emplace(throttle_.get());
   frozen_at_ = monotonic_now();
   report_.frozen_at = read_clock(CLOCK_REALTIME);
   frozen_.emplace(TRY(tracee::Frozen::freeze(process_)));
@@ -397,9 +442,9 @@ Status Precopy::thaw() {
     for (auto undo = captured_->undo.rbegin(); undo != captured_->undo.rend(); ++undo) (*undo)();
     captured_.reset();
   }
-  if (!frozen_) return {};
-  Status thawed = frozen_->finish();
+  Status thawed = frozen_ ? frozen_->finish() : Status();
   frozen_.reset();
+  hold_.reset();
   return thawed;
 }
 

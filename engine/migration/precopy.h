@@ -11,16 +11,17 @@
 // One thread (it becomes the tracer). Whatever fails, thaw() and disarm() leave the process as it was.
 #pragma once
 
-#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
 
+#include "engine/migration/control.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/interrupted_calls.h"
 #include "engine/migration/memory_sender.h"
 #include "engine/migration/object_sender.h"
 #include "engine/migration/report.h"
+#include "engine/migration/throttle.h"
 #include "engine/state/context.h"
 #include "engine/tracee/frozen.h"
 #include "engine/tracee/memory.h"
@@ -30,11 +31,9 @@
 namespace godwit::migration {
 
 struct PrecopyOptions {
-  Limits limits;
   size_t cache_bytes = 64_MiB;
   OnProgress progress;
   std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
-  const std::atomic<bool>* cancelled = nullptr;
 };
 
 class Precopy {
@@ -42,9 +41,10 @@ class Precopy {
   /// Waits until the peer has installed everything sent so far; nothing for a file.
   using Barrier = std::function<Status(uint32_t round)>;
 
-  /// `writers`: one a channel, the first is the control channel's. All borrowed.
+  /// `writers`: one a channel, the first is the control channel's. All borrowed. `control`: the limits as
+  /// they are at each decision, and what a person wishes.
   static Result<std::unique_ptr<Precopy>> create(const tracee::Process& process, const state::Intent& intent,
-                                                 std::vector<wire::RecordWriter*> writers,
+                                                 std::vector<wire::RecordWriter*> writers, Control& control,
                                                  PrecopyOptions options, Barrier barrier);
   ~Precopy();
 
@@ -74,10 +74,11 @@ class Precopy {
 
  private:
   Precopy(const tracee::Process& process, const state::Intent& intent,
-          std::vector<wire::RecordWriter*> writers, PrecopyOptions options, Barrier barrier)
+          std::vector<wire::RecordWriter*> writers, Control& control, PrecopyOptions options, Barrier barrier)
       : process_(process),
         intent_(intent),
         writers_(std::move(writers)),
+        control_(control),
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
@@ -93,13 +94,19 @@ class Precopy {
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
   Status last_pass();
-  Status check_cancelled() const;
+  Status check_wishes();
+  [[nodiscard]] Status check_target() const;
+  Status turn(Decision decision, const Situation& now, const Limits& limits);
+  void throttle(ThrottleLevel level);
+  void round_begins(const RoundStats& stats);
+  void round_ends(const RoundStats& stats, const Forecast& ahead);
   void tell(const char* phase, const Forecast& forecast);
   [[nodiscard]] uint64_t wire_bytes() const;
 
   const tracee::Process& process_;
   const state::Intent& intent_;
   std::vector<wire::RecordWriter*> writers_;
+  Control& control_;
   PrecopyOptions options_;
   Barrier barrier_;
 
@@ -114,6 +121,9 @@ class Precopy {
   std::optional<tracee::Frozen> frozen_;
   std::optional<state::CaptureContext> captured_;
   std::optional<InterruptedCalls> interrupted_;
+  std::unique_ptr<Throttle> throttle_;  ///< once it was needed
+  ThrottleLevel level_;
+  std::optional<Throttle::Hold> hold_;  ///< as long as it is frozen
   Nanos started_{}, collected_at_{}, frozen_at_{};
   uint32_t next_round_ = 0;
   Report report_;

@@ -41,7 +41,8 @@ struct Report {
   std::string restarts_anew;
   /// Not empty: why the freeze looked at all memory, instead of only at what a log of writes named.
   std::string scanned_because;
-  uint32_t bad_instants = 0;  ///< freezes undone because something could not be captured at that moment
+  uint32_t bad_instants = 0;      ///< freezes undone because something could not be captured at that moment
+  unsigned throttle_percent = 0;  ///< the most that the process was slowed by
 };
 
 /// Told after every round and at every change of phase.
@@ -53,6 +54,7 @@ struct Progress {
   double bytes_per_second = 0;
   double dirty_pages_per_second = 0;
   Nanos expected_downtime{};
+  ThrottleLevel throttle;
 };
 using OnProgress = std::function<void(const Progress&)>;
 

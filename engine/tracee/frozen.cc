@@ -109,6 +109,13 @@ class Freezer {
     return {};
   }
 
+  Status freeze_one(pid_t tid) {
+    TRY(seize(tid));
+    if (!threads_.empty()) TRY(stop_from(0));
+    if (threads_.empty()) return fail_errno("freeze", fmt::format("thread {}", tid), ESRCH);
+    return {};
+  }
+
   std::vector<FrozenThread> commit() { return std::exchange(threads_, {}); }
 
  private:
@@ -116,13 +123,19 @@ class Freezer {
     for (const pid_t tid : TRY(process_.threads())) {
       const auto same = [tid](const FrozenThread& thread) { return thread.tid == tid; };
       if (std::any_of(threads_.begin(), threads_.end(), same)) continue;
-      if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) == 0) {
-        threads_.push_back({.tid = tid});
-      } else if (errno == EPERM) {
-        TRY(explain_denied(process_, tid));
-      } else if (errno != ESRCH) {
-        return ptrace_error("PTRACE_SEIZE", tid);
-      }
+      TRY(seize(tid));
+    }
+    return {};
+  }
+
+  /// A thread that has ended meanwhile is passed over.
+  Status seize(pid_t tid) {
+    if (::ptrace(PTRACE_SEIZE, tid, nullptr, nullptr) == 0) {
+      threads_.push_back({.tid = tid});
+    } else if (errno == EPERM) {
+      TRY(explain_denied(process_, tid));
+    } else if (errno != ESRCH) {
+      return ptrace_error("PTRACE_SEIZE", tid);
     }
     return {};
   }
@@ -189,6 +202,16 @@ Result<Frozen> Frozen::freeze(const Process& process) {
   frozen.threads_ = freezer.commit();
   if (frozen.find(process.pid()) == nullptr)
     return fail_errno("freeze", fmt::format("pid {}", process.pid()), ESRCH);
+  return frozen;
+}
+
+Result<Frozen> Frozen::freeze_thread(const Process& process, pid_t tid) {
+  StopWaiter waiter = TRY(StopWaiter::create());
+  Freezer freezer(process, waiter);
+  TRY(freezer.freeze_one(tid));
+  Frozen frozen;
+  frozen.process_ = &process;
+  frozen.threads_ = freezer.commit();
   return frozen;
 }
 

@@ -43,6 +43,10 @@ class Frozen {
   /// vfork), Timeout.
   static Result<Frozen> freeze(const Process& process);
 
+  /// The same for one thread alone, the others run on. Of the result only threads(), find(), set_original()
+  /// and finish() may be used. Errors: TargetGone when it has ended, Denied, Retry, Timeout.
+  static Result<Frozen> freeze_thread(const Process& process, pid_t tid);
+
   Frozen(Frozen&&) noexcept;
   Frozen& operator=(Frozen&&) = delete;
   ~Frozen();

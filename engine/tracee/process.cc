@@ -96,6 +96,10 @@ Result<Stat> Process::stat() const {
   return parse_stat(TRY(read_file(path("stat"))));
 }
 
+Result<Stat> Process::stat(pid_t tid) const {
+  return parse_stat(TRY(read_file(path(fmt::format("task/{}/stat", tid)))));
+}
+
 Result<std::string> Process::status(pid_t tid) const {
   return read_file(path(fmt::format("task/{}/status", tid)));
 }
@@ -134,6 +138,7 @@ Result<Stat> parse_stat(std::string_view text) {
   stat.session = static_cast<pid_t>(field_at[6]);
   stat.tty = static_cast<int>(field_at[7]);
   stat.flags = field_at[9];
+  stat.minor_faults = field_at[10];
   stat.start_time = field_at[22];
   stat.start_code = field_at[26];
   stat.end_code = field_at[27];

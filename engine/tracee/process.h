@@ -18,8 +18,9 @@ struct Stat {
   char state = '?';
   pid_t ppid = 0, pgrp = 0, session = 0;
   int tty = 0;
-  uint64_t flags = 0;       ///< PF_* of the kernel
-  uint64_t start_time = 0;  ///< clock ticks since boot: with the pid, the identity of a process
+  uint64_t flags = 0;         ///< PF_* of the kernel
+  uint64_t minor_faults = 0;  ///< of the thread whose file it is; of all threads in that of the process
+  uint64_t start_time = 0;    ///< clock ticks since boot: with the pid, the identity of a process
   uint64_t start_code = 0, end_code = 0, start_stack = 0, start_data = 0, end_data = 0, start_brk = 0;
   uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
 };
@@ -35,6 +36,7 @@ class Process {
   [[nodiscard]] Result<std::vector<pid_t>> threads() const;   ///< tids, ascending, the leader among them
   [[nodiscard]] Result<std::vector<pid_t>> children() const;  ///< of all threads
   [[nodiscard]] Result<Stat> stat() const;
+  [[nodiscard]] Result<Stat> stat(pid_t tid) const;
   [[nodiscard]] Result<std::string> status(pid_t tid) const;  ///< the text of /proc/PID/task/TID/status
   [[nodiscard]] Result<std::vector<int>> fds() const;
 

@@ -11,6 +11,7 @@ import tomllib
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
+import control  # noqa: E402
 from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, state_of, sweep)
 
@@ -175,6 +176,8 @@ def main(words):
         for entry in cases["stays"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
+        for function in control.TESTS:
+            plan.test(f"control/{function.__name__}", function)
     finally:
         plan.close()
     for entry in cases["app"]:

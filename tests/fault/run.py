@@ -251,6 +251,33 @@ def kill_destination(arena):
     return f"{before} kills before COMMIT, {rounds - before} after"
 
 
+THROTTLED = ("--downtime-limit", "0", "--max-rounds", "1000000", "--cache", "0", "--throttle", "auto", "--throttle-initial", "80")
+
+
+def kill_throttled(arena):
+    """kill -9 of `migrate` while it lets the victim stand for most of its time, all of it or the threads that write."""
+    chance, throttled, rounds = random.Random(SEED + 3), 0, max(4, ROUNDS // 5)
+    receiver = receive(arena.b)
+    try:
+        for number in range(rounds):
+            limit = ("--dirty-limit", "64k") if number % 2 else ()
+            with migrate(arena.a, arena.victim.pid, arena.b, *THROTTLED, *limit) as sender:
+                while (event := sender.events.until("progress")) is not None and not event["cpu-throttle-percentage"]:
+                    pass
+                throttled += event is not None
+                # The engine must not wait for us to read on: a pipe takes some hundred rounds.
+                rest(chance.uniform(0, 0.15))
+                sender.process.kill()
+                sender.process.wait(PATIENCE)
+            if (fate := arena.conclude(arena.settle([receiver.process.pid]), number)) != "original":
+                raise Failure(f"round {number}: {fate}")
+    finally:
+        receiver.close()
+    if throttled < rounds:
+        raise Failure(f"only {throttled} of {rounds} were throttled")
+    return f"{rounds} kills"
+
+
 REJECT = ("INPUT", "-p", "tcp", "-m", "multiport", "--ports", str(PORT), "-j", "REJECT", "--reject-with", "tcp-reset")
 
 
@@ -366,6 +393,7 @@ PARTS = {
     "malformed-forward": lambda tap: proxied.run(tap, "forward"),
     "kill-source": in_arena("kill-source", kill_source),
     "malformed-backward": lambda tap: proxied.run(tap, "backward"),
+    "kill-throttled": in_arena("kill-throttled", kill_throttled),
     "cut-link": in_arena("cut-link", cut_link),
     "malformed-images-0": lambda tap: malformed.run(tap, 0, 2),
     "malformed-images-1": lambda tap: malformed.run(tap, 1, 2),

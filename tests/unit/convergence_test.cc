@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <vector>
+
 namespace godwit::migration {
 namespace {
 
@@ -20,7 +22,7 @@ RoundStats round_of(uint32_t n, uint64_t pages, Nanos interval, Nanos duration,
   return s;
 }
 Decision decide_after(const RoundStats& last, const Limits& limits = {}, Nanos elapsed = seconds(1)) {
-  return decide(last, forecast(last, milliseconds(2)), limits, elapsed);
+  return decide({.last = last, .ahead = forecast(last, milliseconds(2)), .elapsed = elapsed}, limits);
 }
 
 TEST(Convergence, ThereIsARoundAfterTheBulk) {
@@ -59,6 +61,87 @@ TEST(Convergence, AtTheTimeoutItFreezesIfTheDowntimeFits) {
   limits.timeout = seconds(1);
   EXPECT_EQ(decide_after(round_of(2, 1000, milliseconds(10), milliseconds(5)), limits, seconds(2)),
             Decision::kFreeze);
+}
+
+// 100,000 pages are written in the time in which 100,000 are sent.
+const RoundStats kRunningAway = round_of(5, 100'000, milliseconds(200), milliseconds(200));
+
+Limits throttled(ThrottleLimits throttle, Nanos downtime = milliseconds(20)) {
+  Limits limits;
+  limits.downtime = downtime;
+  limits.throttle = throttle;
+  return limits;
+}
+Decision decide_at(ThrottleLevel level, const Limits& limits, const RoundStats& last = kRunningAway) {
+  return decide({.last = last, .ahead = forecast(last, milliseconds(2)), .throttle = level}, limits);
+}
+
+TEST(Convergence, ARunawayIsThrottledOnlyIfThatIsAllowed) {
+  EXPECT_EQ(decide_at({}, throttled({})), Decision::kContinue);
+  EXPECT_EQ(decide_at({}, throttled({.automatic = true})), Decision::kThrottle);
+  EXPECT_EQ(decide_at({}, throttled({.dirty_limit = 1 << 20})), Decision::kThrottle);
+  EXPECT_EQ(decide_at({}, throttled({.automatic = true}, seconds(10))), Decision::kFreeze);
+}
+
+TEST(Convergence, WhatGetsAheadByItselfIsNotThrottled) {
+  // Of 100,000 pages that were sent 10,000 were written again: above the limit yet, but a tenth a round.
+  const RoundStats ahead = round_of(2, 100'000, milliseconds(2000), milliseconds(200));
+  EXPECT_EQ(decide_at({}, throttled({.automatic = true}, milliseconds(3)), ahead), Decision::kContinue);
+}
+
+TEST(Convergence, TheFirstRoundsAreNotThrottled) {
+  EXPECT_EQ(decide_at({}, throttled({.automatic = true}), round_of(0, 100'000, {}, milliseconds(200))),
+            Decision::kContinue);
+}
+
+TEST(Convergence, AClosedThrottleIsNotTightenedFurther) {
+  EXPECT_EQ(decide_at({99, false}, throttled({.automatic = true})), Decision::kContinue);
+  EXPECT_EQ(decide_at({0, true}, throttled({.dirty_limit = 1 << 20})), Decision::kContinue);
+  EXPECT_EQ(decide_at({0, true}, throttled({.automatic = true, .dirty_limit = 1 << 20})),
+            Decision::kThrottle);
+}
+
+TEST(Convergence, TheThrottleTightensInStepsUpToItsMaximum) {
+  const ThrottleLimits limits{.automatic = true, .initial = 20, .increment = 30, .maximum = 90};
+  ThrottleLevel level;
+  std::vector<unsigned> steps;
+  for (int i = 0; i < 5; ++i) steps.push_back((level = tighten(level, limits)).cpu_percent);
+  EXPECT_EQ(steps, (std::vector<unsigned>{20, 50, 80, 90, 90}));
+}
+
+TEST(Convergence, WritersAreSlowedBeforeTheWholeProcess) {
+  const ThrottleLimits limits{.automatic = true, .dirty_limit = 1 << 20};
+  ThrottleLevel level = tighten({}, limits);
+  EXPECT_EQ(level, (ThrottleLevel{0, true}));
+  level = tighten(level, limits);
+  EXPECT_EQ(level, (ThrottleLevel{20, true}));
+}
+
+TEST(Convergence, LimitsThatChangeOpenTheThrottle) {
+  EXPECT_EQ(within({80, true}, {.automatic = true, .maximum = 50, .dirty_limit = 1}),
+            (ThrottleLevel{50, true}));
+  EXPECT_TRUE(within({80, true}, {}).open());
+}
+
+TEST(Convergence, APersonWhoWantsTheFreezeNowGetsIt) {
+  for (const uint32_t round : {0u, 5u}) {
+    const RoundStats last = round_of(round, 100'000, milliseconds(200), milliseconds(200));
+    EXPECT_EQ(decide({.last = last, .ahead = forecast(last, milliseconds(2)), .freeze_now = true},
+                     throttled({}, milliseconds(1))),
+              Decision::kFreeze);
+  }
+}
+
+TEST(Convergence, AtTheLimitsForceFreezesWhateverItCosts) {
+  Limits limits = throttled({}, milliseconds(1));
+  limits.on_timeout = OnTimeout::kForce;
+  limits.timeout = seconds(1);
+  EXPECT_EQ(decide_after(kRunningAway, limits, seconds(2)), Decision::kFreeze);
+  limits.timeout.reset();
+  limits.max_rounds = 6;
+  EXPECT_EQ(decide_after(kRunningAway, limits), Decision::kFreeze);
+  limits.on_timeout = OnTimeout::kCancel;
+  EXPECT_EQ(decide_after(kRunningAway, limits), Decision::kGiveUp);
 }
 
 }  // namespace

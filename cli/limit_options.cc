@@ -1,0 +1,51 @@
+#include "cli/limit_options.h"
+
+#include <fmt/format.h>
+
+#include "engine/base/files.h"
+
+namespace godwit::cli {
+namespace {
+
+Status parse_optional(const std::optional<std::string>& text, const char* what,
+                      std::optional<uint64_t>& value) {
+  if (text) value = TRY(parse_size(*text, what));
+  return {};
+}
+
+}  // namespace
+
+Nanos nanos_of(double seconds) {
+  return Nanos(static_cast<int64_t>(seconds * 1e9));
+}
+
+Result<uint64_t> parse_size(std::string_view text, const char* what) {
+  uint64_t unit = 1;
+  if (text.ends_with('k') || text.ends_with('K')) unit = uint64_t{1} << 10;
+  if (text.ends_with('M')) unit = uint64_t{1} << 20;
+  if (text.ends_with('G')) unit = uint64_t{1} << 30;
+  const auto number = parse_number(unit == 1 ? text : text.substr(0, text.size() - 1));
+  if (!number)
+    return fail(ErrorKind::kUsage, fmt::format("read {}", what), std::string(text),
+                "give a number, with k, M or G if you like");
+  return *number * unit;
+}
+
+Result<migration::Changes> changes_of(const LimitArguments& arguments) {
+  migration::Changes changes;
+  if (arguments.downtime_limit_ms) changes.downtime = nanos_of(*arguments.downtime_limit_ms / 1e3);
+  if (arguments.timeout_s) changes.timeout = nanos_of(*arguments.timeout_s);
+  TRY(parse_optional(arguments.bandwidth, "--bandwidth", changes.bandwidth));
+  TRY(parse_optional(arguments.dirty_limit, "--dirty-limit", changes.dirty_limit));
+  changes.max_rounds = arguments.max_rounds;
+  changes.throttle_initial = arguments.throttle_initial;
+  changes.throttle_increment = arguments.throttle_increment;
+  changes.throttle_maximum = arguments.throttle_max;
+  if (arguments.throttle) changes.throttle = *arguments.throttle == "auto";
+  if (arguments.on_timeout)
+    changes.on_timeout =
+        *arguments.on_timeout == "force" ? migration::OnTimeout::kForce : migration::OnTimeout::kCancel;
+  return changes;
+}
+
+}  // namespace godwit::cli

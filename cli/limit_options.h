@@ -1,0 +1,17 @@
+// The limits of a migration as the command line gives them.
+#pragma once
+
+#include <string_view>
+
+#include "cli/verbs.h"
+#include "engine/base/result.h"
+#include "engine/migration/control.h"
+
+namespace godwit::cli {
+
+Nanos nanos_of(double seconds);
+/// "64M", "1G", "125000000". Errors: Usage naming `what`.
+Result<uint64_t> parse_size(std::string_view text, const char* what);
+Result<migration::Changes> changes_of(const LimitArguments& arguments);
+
+}  // namespace godwit::cli
