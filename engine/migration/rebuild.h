@@ -65,6 +65,10 @@ class Rebuild {
   Status install_pages(const wire::Record& record);
   Status install_entry(const wire::PageEntry& entry, const wire::Record& record);
   Status install_delta(const wire::PageEntry& entry, const wire::Record& record);
+  Status install_bytes(AddressRange range, std::span<const std::byte> bytes, const wire::Record& record);
+  Status install_zeros(AddressRange range, const wire::Record& record);
+  Status write_to_file(const Vma& vma, AddressRange part, std::span<const std::byte> bytes,
+                       const wire::Record& record);
   Status install_object_pages(const wire::Record& record);
   Status finish_state(const wire::RoomState& message);
   Status finish_room(const wire::RoomState& message);
