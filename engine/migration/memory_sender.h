@@ -82,6 +82,7 @@ class MemorySender {
   Status add_unmarked(PageRuns& found);
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
+  Status add_reverted(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
   void forget(AddressRange range);
   static bool commit(Lane& lane, RemoteAddr at, codec::EncodedPage encoded);

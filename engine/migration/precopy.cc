@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include "engine/base/fault_point.h"
+#include "engine/base/log.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
 #include "engine/tracee/injector.h"
@@ -103,7 +104,7 @@ Status Precopy::describe() {
   TRY(fault_point("describe-source"));
   const auto files = TRY(state::read_open_files(process_));
   layout_ = TRY(process_.detailed_layout());
-  TRY(announce_objects(files));
+  TRY(announce_objects(files, layout_, false));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
   sender_->follow(layout_);
   TRY(track());
@@ -116,18 +117,27 @@ Status Precopy::describe() {
   return barrier_ ? barrier_(~0u) : Status{};
 }
 
-Status Precopy::announce_objects(const std::vector<state::OpenFile>& files) {
-  return objects_->announce(TRY(state::find_objects(process_, layout_, files)));
+/// While the process runs, an area may be gone before its object was looked at, and one that cannot be
+/// carried may be there for a moment: they are left out of `layout`. At the freeze there is none of the first
+/// kind, and the room of the address space refuses the second.
+Status Precopy::announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen) {
+  std::erase_if(layout, [](const Vma& vma) { return !state::is_movable(vma); });
+  TRY(objects_->announce(TRY(state::find_objects(process_, layout, files)), frozen));
+  std::erase_if(layout, [&](const Vma& vma) {
+    return state::shows_object(vma) && !objects_->knows(state::object_key(vma.device, vma.inode));
+  });
+  return {};
 }
 
 Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   if (layout == layout_) return {};
-  layout_ = std::move(layout);
   // ORDER: an object before its mappings.
-  TRY(announce_objects(TRY(state::read_open_files(process_))));
+  TRY(announce_objects(TRY(state::read_open_files(process_)), layout, frozen));
+  layout_ = std::move(layout);
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, round)));
-  // The peer remaps on the control channel; pages of other channels must not overtake that.
-  if (barrier_ && !frozen && writers_.size() > 1) TRY(barrier_(round));
+  // The peer remaps on the control channel; pages of other channels must not overtake that, nor in the
+  // freeze.
+  if (barrier_ && writers_.size() > 1) TRY(barrier_(round));
   sender_->follow(layout_);
   // Frozen, nothing is written any more: new areas are only surveyed.
   return frozen ? Status() : track();
@@ -290,8 +300,10 @@ Status Precopy::last_pass() {
   const Nanos begin = monotonic_now();
   const MemorySender::LastPass last = TRY(sender_->survey());
   const Nanos scanned = monotonic_now();
+  log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
+            last.guards.size());
   TRY(sender_->send(last.written, false, true));
-  TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files))));
+  TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files)), true));
   report_.object_pages += TRY(objects_->pass());
   const auto tell_ranges = [&](const std::vector<AddressRange>& ranges, bool guard) -> Status {
     if (ranges.empty()) return {};

@@ -82,7 +82,7 @@ class Precopy {
   Status round(uint32_t number);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status track();
-  Status announce_objects(const std::vector<state::OpenFile>& files);
+  Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
   Status last_pass();
