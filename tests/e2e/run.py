@@ -13,6 +13,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, state_of, sweep)
+from torture import plan_torture  # noqa: E402
 
 SKEW = 86400  # s
 # Programs that change their own mappings or threads all the time.
@@ -175,6 +176,7 @@ def main(words):
         for entry in cases["stays"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
+        plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))
     finally:
         plan.close()
     for entry in cases["app"]:
