@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <map>
 
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
@@ -105,18 +106,22 @@ Status map_vdso(BuildContext& context, const Layout& next) {
 
 Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
   Batch batch;
-  std::vector<int> to_close;
+  // KERNEL: neighbours are one area only if they show one open file, not the same file opened twice.
+  std::map<std::string, int> opened_files;
   Status opened_all;
   for (const LayoutStep& step : steps) {
     const Vma& vma = step.area;
     if (step.kind != Kind::kMap || vma.kind == VmaKind::kVdso || vma.kind == VmaKind::kVsyscall) continue;
     bool opened = false;
-    auto fd = backing(context, vma, opened);
+    const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
+    const std::string file = fmt::format("{} {}", vma.path, writable);
+    const auto known = opened_files.find(file);
+    auto fd = known != opened_files.end() ? Result<int>(known->second) : backing(context, vma, opened);
     if (!fd.ok()) {
       opened_all = fd.take_error();
       break;
     }
-    if (opened) to_close.push_back(fd.value());
+    if (opened) opened_files.emplace(file, fd.value());
     const int prot = first_protection(vma);
     batch.call(SYS_mmap, {vma.range.start, vma.range.size(), prot, map_flags(vma), fd.value(), vma.offset},
                "mmap " + describe(vma));
@@ -124,7 +129,7 @@ Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
     advise(batch, vma, {});
   }
   Status mapped = opened_all.ok() ? context.run(batch) : std::move(opened_all);
-  for (const int fd : to_close) ::close(fd);
+  for (const auto& [path, fd] : opened_files) ::close(fd);
   return mapped;
 }
 
