@@ -45,8 +45,11 @@ Result<PageInstaller> PageInstaller::create(pid_t pid) {
   return PageInstaller(pid, std::move(memory), std::move(pagemap));
 }
 
-Status PageInstaller::register_fresh(const std::vector<AddressRange>& ranges) {
+Status PageInstaller::register_fresh(const std::vector<AddressRange>& ranges,
+                                     const std::vector<AddressRange>& left_out) {
   fresh_.clear();
+  // ORDER: what is not in fresh_ is written to at once; registered, it would put the writer to sleep.
+  for (const AddressRange range : left_out) TRY(uffd_.unregister_range(range));
   for (const AddressRange range : ranges) {
     const Status status = uffd_.register_range(range, UFFDIO_REGISTER_MODE_MISSING);
     if (status.ok()) {

@@ -41,7 +41,9 @@ class PageInstaller {
   /// stays so. A range that cannot be registered is left to the other ways. Errors: TargetGone, System.
   /// KERNEL: an area beside a registered one, but not registered itself, gets an anon_vma of its own with its
   /// first page, and the two can then never be one area again, which the process may rely on in mremap.
-  Status register_fresh(const std::vector<AddressRange>& ranges);
+  /// `left_out`: areas that may have been registered before and are not any more (an advice came).
+  Status register_fresh(const std::vector<AddressRange>& ranges,
+                        const std::vector<AddressRange>& left_out = {});
   [[nodiscard]] bool is_fresh() const { return uffd_.valid(); }
   /// Closes the userfaultfd: from here on the process may run. Costs a visit of every registered area.
   void end_fresh();

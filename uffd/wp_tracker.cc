@@ -167,7 +167,8 @@ Status WpTracker::register_one(AddressRange range, std::vector<AddressRange>& un
 }
 
 /// Whose page it is costs a look at each struct page in a scan, so it is asked only where the answer matters.
-/// A new mapping cannot escape: it is not tracked, and is scanned with success only after another track().
+/// A new mapping does not escape: a collect of it fails until another track(), and before a survey in the
+/// freeze the caller tells that the layout has changed.
 Status WpTracker::learn_file_areas() {
   if (areas_known_) return {};
   file_areas_.clear();

@@ -35,6 +35,7 @@ class WpTracker : public DirtyTracker {
   /// One ioctl for each stretch of adjacent ranges, one a range where a stretch does not take it. The target
   /// must stand still since its areas were read, and `ranges` be whole areas: a part would be split off.
   Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) override;
+  void layout_changed() override { areas_known_ = false; }
   Result<PageRuns> collect(AddressRange range) override;
   /// Only populated pages. A guard page has `guard` and is not `present`.
   Result<PageRuns> survey(AddressRange range) override;

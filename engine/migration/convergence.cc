@@ -49,6 +49,10 @@ ThrottleLevel tighten(ThrottleLevel level, const ThrottleLimits& limits) {
   return level;
 }
 
+bool pays(const Situation& now) {
+  return now.ahead.downtime - now.ahead.after_next_round > kWorthwhile && now.rounds_without_gain < kPatience;
+}
+
 Decision decide(const Situation& now, const Limits& limits) {
   if (now.freeze_now) return Decision::kFreeze;
   const Forecast& ahead = now.ahead;
@@ -59,8 +63,7 @@ Decision decide(const Situation& now, const Limits& limits) {
     return fits || limits.on_timeout == OnTimeout::kForce ? Decision::kFreeze : Decision::kGiveUp;
   // What the bulk round foretells is a guess; there is always one real round after it.
   if (now.last.round == 0) return Decision::kContinue;
-  const bool pays = ahead.downtime - ahead.after_next_round > kWorthwhile;
-  if (!pays && fits) return Decision::kFreeze;
+  if (!pays(now) && fits) return Decision::kFreeze;
   const bool behind = ahead.pages_at_freeze > kFallsBehind * static_cast<double>(now.last.pages);
   const bool can_tighten = tighten(now.throttle, limits.throttle) != now.throttle;
   return !fits && behind && can_tighten ? Decision::kThrottle : Decision::kContinue;

@@ -82,14 +82,24 @@ constexpr Nanos kWorthwhile = std::chrono::microseconds(250);
 /// throttle-trigger-threshold).
 constexpr double kFallsBehind = 0.5;
 
+constexpr uint32_t kPatience = 3;
+
+/// Between rounds that do not pay and are made all the same, because the freeze would be too long: without it
+/// they would take a processor for nothing.
+constexpr Nanos kBreather = std::chrono::milliseconds(20);
+
 /// All that a decision rests on, beside the limits.
 struct Situation {
   RoundStats last;
   Forecast ahead;
   Nanos elapsed{};  ///< since the start
   ThrottleLevel throttle;
-  bool freeze_now = false;  ///< a person does not want to wait any longer
+  bool freeze_now = false;           ///< a person does not want to wait any longer
+  uint32_t rounds_without_gain = 0;  ///< since the least downtime that any round foretold
 };
+/// Whether one more round is likely to make the freeze shorter. Single forecasts are noise: after kPatience
+/// rounds that brought nothing, none does.
+bool pays(const Situation& now);
 Decision decide(const Situation& now, const Limits& limits);
 
 }  // namespace godwit::migration

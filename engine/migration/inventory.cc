@@ -59,7 +59,8 @@ Result<state::Findings> settle(const std::function<Result<state::Findings>()>& l
   constexpr int kLooks = 20;
   constexpr timespec kPause{0, 10'000'000};
   const auto passes = [](const state::Finding& f) {
-    return !f.fatal || f.room == kFilesRoom || f.room == state::kRegularFileRoom;
+    return !f.fatal || f.room == kFilesRoom || f.room == state::kRegularFileRoom ||
+           f.room == state::kChildren;
   };
   for (int looks = 1;; ++looks) {
     state::Findings findings = TRY(look());

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine/migration/carried.h"
+#include "engine/state/layout_plan.h"
 
 namespace godwit::migration {
 namespace {
@@ -31,6 +32,36 @@ std::vector<AddressRange> without_all(const std::vector<AddressRange>& ranges,
   return left;
 }
 
+void sort_ranges(std::vector<AddressRange>& ranges) {
+  std::sort(ranges.begin(), ranges.end(), [](AddressRange a, AddressRange b) { return a.start < b.start; });
+}
+
+/// The parts of `list` (ascending, disjoint) inside `range`.
+std::vector<AddressRange> parts_in(const std::vector<AddressRange>& list, AddressRange range) {
+  std::vector<AddressRange> parts;
+  auto at = std::lower_bound(list.begin(), list.end(), range.start,
+                             [](const AddressRange& r, RemoteAddr start) { return r.end <= start; });
+  for (; at != list.end() && at->start < range.end; ++at) parts.push_back(intersect(*at, range));
+  return parts;
+}
+
+/// `list` becomes what it was inside `allowed` (ascending), and `more`; ascending, without doubles.
+void add_ranges(std::vector<AddressRange>& list, const std::vector<AddressRange>& more,
+                const std::vector<AddressRange>& allowed) {
+  std::vector<AddressRange> all = more;
+  for (const AddressRange& range : list) {
+    for (const AddressRange& part : parts_in(allowed, range)) all.push_back(part);
+  }
+  sort_ranges(all);
+  list.clear();
+  for (const AddressRange& range : all) {
+    if (!list.empty() && range.start <= list.back().end)
+      list.back().end = std::max(list.back().end, range.end);
+    else
+      list.push_back(range);
+  }
+}
+
 }  // namespace
 
 void MemorySender::forget(AddressRange range) {
@@ -44,27 +75,25 @@ void MemorySender::follow(const Layout& layout) {
   for (const Vma& vma : layout) {
     if (is_carried(vma)) wanted.push_back(vma.range);
   }
-  for (const AddressRange& gone : without_all(tracked_, wanted)) forget(gone);
-  std::vector<AddressRange> fresh = without_all(wanted, tracked_);
-  // An area that was replaced by something else at the same place starts anew, whatever its range.
-  for (const Vma& vma : layout) {
-    const Vma* old = find_vma(layout_, vma.range.start);
-    const bool replaced = old != nullptr && is_carried(vma) &&
-                          (old->kind != vma.kind || old->inode != vma.inode || old->shared != vma.shared);
-    if (replaced) {
-      forget(vma.range);
-      fresh.push_back(vma.range);
+  // What the peer unmaps or maps anew, by the same plan, holds nothing there: no page and no base of a delta.
+  std::vector<AddressRange> renewed;
+  for (const state::LayoutStep& step : state::plan_layout(layout_, layout)) {
+    if (step.kind == state::LayoutStep::Kind::kUnmap || step.kind == state::LayoutStep::Kind::kMap) {
+      forget(step.area.range);
+      renewed.push_back(step.area.range);
     }
   }
-  fresh_.insert(fresh_.end(), fresh.begin(), fresh.end());
-  unregistered_.insert(unregistered_.end(), fresh.begin(), fresh.end());
+  sort_ranges(renewed);
+  const auto fresh = without_all(wanted, without_all(tracked_, renewed));
+  add_ranges(fresh_, fresh, wanted);
+  add_ranges(unregistered_, fresh, wanted);
   tracked_ = std::move(wanted);
   layout_ = layout;
+  tracker_.layout_changed();
 }
 
 Status MemorySender::track(const Layout& now) {
-  std::sort(unregistered_.begin(), unregistered_.end(),
-            [](AddressRange a, AddressRange b) { return a.start < b.start; });
+  sort_ranges(unregistered_);
   std::vector<AddressRange> areas;
   auto next = unregistered_.begin();
   for (const Vma& vma : now) {
@@ -102,7 +131,7 @@ Result<PageRuns> MemorySender::collect() {
     }
   }
   TRY(add_unmarked(found));
-  fresh_.clear();
+  fresh_ = unregistered_;  // what could not be tracked yet stays so
   for (const AddressRange& range : again) {
     std::erase_if(tracked_, [&](AddressRange t) { return t.overlaps(range); });
   }
@@ -114,14 +143,16 @@ Result<PageRuns> MemorySender::collect() {
 Status MemorySender::add_unmarked(PageRuns& found) {
   PageSet told;
   for (const PageRun& run : found) told.insert(run.range);
-  for (const AddressRange& range : fresh_) {
+  for (const Vma& vma : layout_) {
+    if (!is_carried(vma)) continue;
     PageSet populated;
-    for (const PageRun& run : TRY(tracker_.survey(range))) {
-      const Vma* vma = find_vma(layout_, run.range.start);
-      if (run.present && !run.file && vma != nullptr && vma->kind != VmaKind::kFileShared)
-        populated.insert(run.range);
+    for (const AddressRange& part : parts_in(fresh_, vma.range)) {
+      for (const PageRun& run : TRY(tracker_.survey(part))) {
+        if (run.present && vma.kind == VmaKind::kFileShared) shared_files_.insert(run.range);
+        if (run.present && !run.file && vma.kind != VmaKind::kFileShared) populated.insert(run.range);
+      }
     }
-    for (const AddressRange& known : told.runs_in(range)) populated.erase(known);
+    for (const AddressRange& known : told.runs_in(vma.range)) populated.erase(known);
     for (const AddressRange& missed : populated.runs()) found.push_back({missed, true, true});
   }
   return {};

@@ -72,6 +72,7 @@ class MemorySender {
   Status survey_logged(const WrittenSince& log, LastPass& last);
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
+  Status add_reverted(const Vma& vma, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
   void forget(AddressRange range);
 

@@ -129,11 +129,26 @@ Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
   std::vector<AddressRange> gone;
   for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
     add_written(vma, run, last);
-    const bool clean_again = run.present && run.file;
-    if ((!run.present || clean_again) && !vma.shared) gone.push_back(run.range);
+    if (!run.present && !vma.shared) gone.push_back(run.range);
   }
+  if (vma.kind == VmaKind::kFilePrivate) return add_reverted(vma, last);
   // Of what is gone at the source, what the destination holds.
   for (const AddressRange& held : held_.runs_in(gone)) last.discarded.push_back(held);
+  return {};
+}
+
+/// KERNEL: of a private file mapping, a page that was discarded and looked at again shows its file, and keeps
+/// the mark of the page before: clean and present, it is in no answer of the cheap look. So the pages that
+/// the destination holds, a program's initialised data as a rule, are asked whose they are.
+Status MemorySender::add_reverted(const Vma& vma, LastPass& last) {
+  for (const AddressRange& held : held_.runs_in(vma.range)) {
+    PageSet reverted;
+    reverted.insert(held);
+    for (const PageRun& run : TRY(tracker_.survey(held))) {
+      if (run.present && !run.file) reverted.erase(run.range);
+    }
+    for (const AddressRange& range : reverted.runs()) last.discarded.push_back(range);
+  }
   return {};
 }
 

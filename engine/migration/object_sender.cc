@@ -25,11 +25,14 @@ Result<ObjectSender> ObjectSender::create(wire::RecordWriter& writer) {
   return ObjectSender(writer, TRY(wire::PageBatchWriter::create()));
 }
 
-Status ObjectSender::announce(std::vector<state::ObjectSource> objects) {
+Status ObjectSender::announce(std::vector<state::ObjectSource> objects, bool frozen) {
   wire::MemoryObjects news;
   for (state::ObjectSource& object : objects) {
     const auto known = known_.find(object.info.id());
-    if (known != known_.end() && known->second.source.info.size() == object.info.size()) continue;
+    if (known != known_.end()) {
+      const uint64_t told = known->second.source.info.size();
+      if (told == object.info.size() || (told > object.info.size() && !frozen)) continue;
+    }
     *news.add_objects() = object.info;
     const size_t pages = page_ceil(object.info.size()) >> kPageShift;
     if (known == known_.end()) {

@@ -19,7 +19,10 @@ class ObjectSender {
   static Result<ObjectSender> create(wire::RecordWriter& writer);
 
   /// Announces objects that are new or have another size, as a description record of room "memory-objects".
-  Status announce(std::vector<state::ObjectSource> objects);
+  /// `frozen`: the sizes are final. Before, none shrinks at the peer: that would take pages from private
+  /// mappings there, which here are new ones by now, over the object grown again.
+  Status announce(std::vector<state::ObjectSource> objects, bool frozen);
+  [[nodiscard]] bool knows(uint64_t id) const { return known_.contains(id); }
   /// Sends what differs from what was last sent. In the freeze it is the last word. Returns the pages sent.
   Result<uint64_t> pass();
 

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
+#include "engine/base/log.h"
 #include "engine/migration/arm_tracker.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
@@ -92,7 +94,7 @@ Status Precopy::describe() {
   TRY(fault_point("describe-source"));
   const auto files = TRY(state::read_open_files(process_));
   layout_ = TRY(process_.detailed_layout());
-  TRY(announce_objects(files));
+  TRY(announce_objects(files, layout_, false));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
   sender_->follow(layout_);
   TRY(track());
@@ -105,18 +107,27 @@ Status Precopy::describe() {
   return barrier_ ? barrier_(~0u) : Status{};
 }
 
-Status Precopy::announce_objects(const std::vector<state::OpenFile>& files) {
-  return objects_->announce(TRY(state::find_objects(process_, layout_, files)));
+/// While the process runs, an area may be gone before its object was looked at, and one that cannot be
+/// carried may be there for a moment: they are left out of `layout`. At the freeze there is none of the first
+/// kind, and the room of the address space refuses the second.
+Status Precopy::announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen) {
+  std::erase_if(layout, [](const Vma& vma) { return !state::is_movable(vma); });
+  TRY(objects_->announce(TRY(state::find_objects(process_, layout, files)), frozen));
+  std::erase_if(layout, [&](const Vma& vma) {
+    return state::shows_object(vma) && !objects_->knows(state::object_key(vma.device, vma.inode));
+  });
+  return {};
 }
 
 Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
   if (layout == layout_) return {};
-  layout_ = std::move(layout);
   // ORDER: an object before its mappings.
-  TRY(announce_objects(TRY(state::read_open_files(process_))));
+  TRY(announce_objects(TRY(state::read_open_files(process_)), layout, frozen));
+  layout_ = std::move(layout);
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, round)));
-  // The peer remaps on the control channel; pages of other channels must not overtake that.
-  if (barrier_ && !frozen && writers_.size() > 1) TRY(barrier_(round));
+  // The peer remaps on the control channel; pages of other channels must not overtake that, nor in the
+  // freeze.
+  if (barrier_ && writers_.size() > 1) TRY(barrier_(round));
   sender_->follow(layout_);
   // Frozen, nothing is written any more: new areas are only surveyed.
   return frozen ? Status() : track();
@@ -155,6 +166,7 @@ Status Precopy::rounds() {
                   .elapsed = monotonic_now() - started_,
                   .throttle = level_,
                   .freeze_now = control_.freeze_now()};
+    now.rounds_without_gain = note_gain(now.ahead.downtime);
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
     const Decision decision = decide(now, limits);
@@ -163,10 +175,18 @@ Status Precopy::rounds() {
   }
 }
 
+uint32_t Precopy::note_gain(Nanos downtime) {
+  const bool gained = !least_downtime_ || downtime + kWorthwhile < *least_downtime_;
+  if (gained) least_downtime_ = downtime;
+  without_gain_ = gained ? 0 : without_gain_ + 1;
+  return without_gain_;
+}
+
 /// What follows a round, unless it was the last.
 Status Precopy::turn(Decision decision, const Situation& now, const Limits& limits) {
   switch (decision) {
     case Decision::kContinue:
+      if (!pays(now)) std::this_thread::sleep_for(kBreather);
       return {};
     case Decision::kThrottle:
       throttle(tighten(level_, limits.throttle));
@@ -400,8 +420,10 @@ Status Precopy::last_pass() {
   const Nanos begin = monotonic_now();
   const MemorySender::LastPass last = TRY(sender_->survey(log_ ? &written_ : nullptr));
   const Nanos scanned = monotonic_now();
+  log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
+            last.guards.size());
   TRY(sender_->send(last.written, false, true));
-  TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files))));
+  TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files)), true));
   report_.object_pages += TRY(objects_->pass());
   const auto tell_ranges = [&](const std::vector<AddressRange>& ranges, bool guard) -> Status {
     if (ranges.empty()) return {};

@@ -85,12 +85,13 @@ class Precopy {
   [[nodiscard]] Result<Layout> look_at_layout() const;
   Status look_in_detail();
   bool knows_details();
+  uint32_t note_gain(Nanos downtime);
   void lose_log(const Error& why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   void listen();
   Status ask_log();
   Status track();
-  Status announce_objects(const std::vector<state::OpenFile>& files);
+  Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
   Status last_pass();
@@ -126,6 +127,8 @@ class Precopy {
   std::optional<Throttle::Hold> hold_;  ///< as long as it is frozen
   Nanos started_{}, collected_at_{}, frozen_at_{};
   uint32_t next_round_ = 0;
+  std::optional<Nanos> least_downtime_;  ///< that any round foretold
+  uint32_t without_gain_ = 0;            ///< rounds since
   Report report_;
 };
 

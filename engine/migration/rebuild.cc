@@ -5,6 +5,7 @@
 #include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -60,12 +61,12 @@ uffd::Absent absent_at(const Layout& layout, RemoteAddr at) {
   return vma != nullptr && vma->kind == VmaKind::kAnonymous ? uffd::Absent::kZero : uffd::Absent::kOther;
 }
 
-/// Areas whose first arrivals go by UFFDIO_COPY: private anonymous memory, except where faults make huge
+/// Areas whose first arrivals go by UFFDIO_COPY are private anonymous memory, except where faults make huge
 /// pages.
-std::vector<AddressRange> fresh_ranges(const Layout& layout) {
+std::vector<AddressRange> anonymous_ranges(const Layout& layout, bool huge) {
   std::vector<AddressRange> ranges;
   for (const Vma& vma : layout) {
-    if (vma.kind == VmaKind::kAnonymous && !vma.has_flag("hg")) ranges.push_back(vma.range);
+    if (vma.kind == VmaKind::kAnonymous && vma.has_flag("hg") == huge) ranges.push_back(vma.range);
   }
   return ranges;
 }
@@ -199,7 +200,9 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   if (!fresh_) TRY(begin_fresh());
   fresh_ = true;
   const auto register_all = [&]() -> Status {
-    return installer_->is_fresh() ? installer_->register_fresh(fresh_ranges(space_.layout())) : Status();
+    if (!installer_->is_fresh()) return {};
+    return installer_->register_fresh(anonymous_ranges(space_.layout(), false),
+                                      anonymous_ranges(space_.layout(), true));
   };
   TRY(register_all());
   return join_areas(pid_, space_.layout(), *installer_, [&](AddressRange part) -> Status {
@@ -239,7 +242,7 @@ Status Rebuild::install_pages(const wire::Record& record) {
     return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
   DeltaBatch deltas(*installer_);
   while (const auto entry = batch.next()) {
-    Status installed = install_entry(*entry, deltas);
+    Status installed = install_entry(*entry, deltas, record);
     if (!installed.ok()) return in_record(installed.take_error(), record);
     pages_installed_ += entry->pages;
   }
@@ -248,19 +251,66 @@ Status Rebuild::install_pages(const wire::Record& record) {
   return {};
 }
 
-Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas) {
+Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record) {
   if (entry.encoding == wire::PageEncoding::kXbzrle) return deltas.add(RemoteAddr(entry.at), entry.payload);
   // ORDER: a page may stand in a record more than once.
   TRY(deltas.flush());
   switch (entry.encoding) {
     case wire::PageEncoding::kRaw:
-      return installer_->install_run(entry.range(), entry.payload);
+      return install_bytes(entry.range(), entry.payload, record);
     case wire::PageEncoding::kZero:
-      return installer_->install_zeros(entry.range(), absent_at(space_.layout(), entry.range().start));
+      return install_zeros(entry.range(), record);
     default:
       return fail(ErrorKind::kUnsupported, "install pages", fmt::format("{}", entry.range()),
                   "encoding not negotiated");
   }
+}
+
+/// Pages of shared files go to the file: its mapping may be read-only by now, and then nobody can write
+/// there.
+Status Rebuild::install_bytes(AddressRange range, std::span<const std::byte> bytes,
+                              const wire::Record& record) {
+  while (!range.empty()) {
+    const Vma* vma = find_vma(space_.layout(), range.start);
+    const bool in_file = vma != nullptr && vma->kind == VmaKind::kFileShared;
+    AddressRange part = range;
+    if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
+    const auto piece = bytes.first(part.size());
+    TRY(in_file ? write_to_file(*vma, part, piece, record) : installer_->install_run(part, piece));
+    bytes = bytes.subspan(part.size());
+    range.start = part.end;
+  }
+  return {};
+}
+
+Status Rebuild::install_zeros(AddressRange range, const wire::Record& record) {
+  static const std::vector<std::byte> kZeros(64_KiB);
+  while (!range.empty()) {
+    const Vma* vma = find_vma(space_.layout(), range.start);
+    AddressRange part = range;
+    if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
+    if (vma != nullptr && vma->kind == VmaKind::kFileShared) {
+      part.end = std::min(part.end, part.start + kZeros.size());
+      TRY(write_to_file(*vma, part, std::span(kZeros).first(part.size()), record));
+    } else {
+      TRY(installer_->install_zeros(part, absent_at(space_.layout(), part.start)));
+    }
+    range.start = part.end;
+  }
+  return {};
+}
+
+/// What lies behind its end stays away from it, as with a mapping.
+Status Rebuild::write_to_file(const Vma& vma, AddressRange part, std::span<const std::byte> bytes,
+                              const wire::Record& record) {
+  const Fd file(::open(vma.path.c_str(), O_WRONLY | O_CLOEXEC));
+  struct stat found {};
+  if (!file.valid() || ::fstat(file.get(), &found) != 0)
+    return in_record(fail_errno("open a mapped file to write", vma.path), record);
+  const uint64_t offset = vma.offset + (part.start - vma.range.start);
+  const auto size = static_cast<uint64_t>(found.st_size);
+  if (offset >= size) return {};
+  return write_at(file.get(), offset, bytes.first(std::min<uint64_t>(bytes.size(), size - offset)), record);
 }
 
 Status Rebuild::install_object_pages(const wire::Record& record) {

@@ -64,7 +64,11 @@ class Rebuild {
   Status begin_fresh();
   Status discard(const wire::Discard& message);
   Status install_pages(const wire::Record& record);
-  Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas);
+  Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record);
+  Status install_bytes(AddressRange range, std::span<const std::byte> bytes, const wire::Record& record);
+  Status install_zeros(AddressRange range, const wire::Record& record);
+  Status write_to_file(const Vma& vma, AddressRange part, std::span<const std::byte> bytes,
+                       const wire::Record& record);
   Status install_object_pages(const wire::Record& record);
   Status finish_state(const wire::RoomState& message);
   Status finish_room(const wire::RoomState& message);

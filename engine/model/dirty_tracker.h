@@ -17,6 +17,9 @@ class DirtyTracker {
   /// Denied, System.
   virtual Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) = 0;
 
+  /// The layout is another one than at the last look: areas may have come, also without being tracked.
+  virtual void layout_changed() = 0;
+
   /// The pages of `range` written since the last collect (all populated ones at first), and from now on
   /// clean. A write during the call is reported by this call or by the next. Runs are sorted, `written` is
   /// set in all. Errors: TargetGone; Retry when a part of `range` is no longer tracked (it was unmapped or

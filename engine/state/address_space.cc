@@ -7,9 +7,11 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <map>
 
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
+#include "engine/state/memory_objects.h"
 #include "engine/wire/rooms_memory.pb.h"
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -21,7 +23,6 @@ namespace {
 
 using tracee::Batch;
 using Kind = LayoutStep::Kind;
-constexpr long kSysMseal = 462;
 
 // ---- mappings
 // ----------------------------------------------------------------------------------------------------
@@ -43,12 +44,12 @@ int map_flags(const Vma& vma) {
 Result<int> backing(BuildContext& context, const Vma& vma, bool& opened) {
   opened = false;
   if (vma.kind == VmaKind::kAnonymous) return -1;
-  if (const auto object = context.objects.find(object_key(vma.device, vma.inode));
-      object != context.objects.end())
-    return object->second.fd;
-  if (vma.kind == VmaKind::kShmem)
+  if (shows_object(vma)) {
+    const auto object = context.objects.find(object_key(vma.device, vma.inode));
+    if (object != context.objects.end()) return object->second.fd;
     return fail(ErrorKind::kCorrupt, "map a shared memory object", describe(vma),
                 "the stream never announced it");
+  }
   const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
   const int fd = ::open(vma.path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
   if (fd < 0) return fail_errno("open a mapped file", vma.path);
@@ -76,14 +77,6 @@ void advise(Batch& batch, const Vma& vma, std::string_view had) {
     if (have && !want) call(a.clear);
     if (want && !have) call(a.set);
   }
-  // MLOCK_ONFAULT first: plain mlock would fault all pages in before they arrive; the room locks fully at the
-  // end.
-  constexpr int kMlockOnFault = 1;
-  const bool locked = vma.has_flag("lo"), was_locked = had.find("lo") != std::string_view::npos;
-  if (locked && !was_locked)
-    batch.call(SYS_mlock2, {vma.range.start, vma.range.size(), kMlockOnFault}, "mlock2 " + describe(vma));
-  if (!locked && was_locked)
-    batch.call(SYS_munlock, {vma.range.start, vma.range.size()}, "munlock " + describe(vma));
 }
 
 /// KERNEL: private memory that was ever writable stays charged (VM_ACCOUNT), and only areas that agree in it
@@ -113,18 +106,22 @@ Status map_vdso(BuildContext& context, const Layout& next) {
 
 Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
   Batch batch;
-  std::vector<int> to_close;
+  // KERNEL: neighbours are one area only if they show one open file, not the same file opened twice.
+  std::map<std::string, int> opened_files;
   Status opened_all;
   for (const LayoutStep& step : steps) {
     const Vma& vma = step.area;
     if (step.kind != Kind::kMap || vma.kind == VmaKind::kVdso || vma.kind == VmaKind::kVsyscall) continue;
     bool opened = false;
-    auto fd = backing(context, vma, opened);
+    const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
+    const std::string file = fmt::format("{} {}", vma.path, writable);
+    const auto known = opened_files.find(file);
+    auto fd = known != opened_files.end() ? Result<int>(known->second) : backing(context, vma, opened);
     if (!fd.ok()) {
       opened_all = fd.take_error();
       break;
     }
-    if (opened) to_close.push_back(fd.value());
+    if (opened) opened_files.emplace(file, fd.value());
     const int prot = first_protection(vma);
     batch.call(SYS_mmap, {vma.range.start, vma.range.size(), prot, map_flags(vma), fd.value(), vma.offset},
                "mmap " + describe(vma));
@@ -132,7 +129,7 @@ Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
     advise(batch, vma, {});
   }
   Status mapped = opened_all.ok() ? context.run(batch) : std::move(opened_all);
-  for (const int fd : to_close) ::close(fd);
+  for (const auto& [path, fd] : opened_files) ::close(fd);
   return mapped;
 }
 
@@ -236,6 +233,16 @@ std::optional<Finding> judge(const Vma& vma) {
   return std::nullopt;
 }
 
+/// An area that appeared after the check, and may be gone in a moment: a ring, a file that was just deleted.
+Status refuse_unmovable(const Layout& layout) {
+  for (const Vma& vma : layout) {
+    if (const auto found = judge(vma))
+      return fail(ErrorKind::kRetry, "capture " + found->what, found->subject,
+                  found->why + "; " + found->remedy);
+  }
+  return {};
+}
+
 Status check(const CheckContext& context, Findings& findings) {
   for (const Vma& vma : context.layout) {
     if (auto found = judge(vma)) findings.push_back(std::move(*found));
@@ -261,6 +268,7 @@ void put_stat(wire::AddressSpaceState& state, const tracee::Stat& stat) {
 }
 
 Result<std::string> capture(CaptureContext& context) {
+  if (context.frozen != nullptr) TRY(refuse_unmovable(context.layout));
   wire::AddressSpaceState state;
   put_stat(state, TRY(context.process.stat()));
   state.set_exe(TRY(read_link(context.process.path("exe"))));
@@ -269,13 +277,6 @@ Result<std::string> capture(CaptureContext& context) {
   const size_t brk = batch.call(SYS_brk, {0}, "read the program break");
   TRY(context.runner->run(context.pid(), batch));
   state.set_brk(static_cast<uint64_t>(batch.result(brk)));
-  for (const Vma& vma : context.layout) {
-    auto* list = vma.has_flag("sl") ? state.mutable_sealed() : nullptr;
-    if (list == nullptr && vma.has_flag("lo") && !vma.has_flag("lf")) list = state.mutable_locked();
-    if (list == nullptr) continue;
-    list->Add(vma.range.start.value());
-    list->Add(vma.range.end.value());
-  }
   return state.SerializeAsString();
 }
 
@@ -324,16 +325,14 @@ Status finish(BuildContext& context, std::string_view message) {
   if (exe < 0) return fail_errno("open the program file", state.exe());
   Status set = set_mm(context, state, exe);
   ::close(exe);
-  TRY(std::move(set));
-  Batch last;
-  for (int i = 0; i + 1 < state.locked_size(); i += 2)
-    last.call(SYS_mlock, {state.locked(i), state.locked(i + 1) - state.locked(i)}, "mlock");
-  for (int i = 0; i + 1 < state.sealed_size(); i += 2)
-    last.call(kSysMseal, {state.sealed(i), state.sealed(i + 1) - state.sealed(i), 0}, "mseal");
-  return last.empty() ? Status{} : context.run(last);
+  return set;
 }
 
 }  // namespace
+
+bool is_movable(const Vma& vma) {
+  return !judge(vma);
+}
 
 const Room kAddressSpaceRoom{kName, false, check, capture, prepare, finish};
 

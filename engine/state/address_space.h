@@ -1,6 +1,6 @@
 // The address space of the process being built: its mappings follow the source's from round to round; the
-// fields of the mm (brk, exe, auxv, arguments) and what must come last (seals, locks) are set in the freeze
-// by the room.
+// fields of the mm (brk, exe, auxv, arguments) are set in the freeze by the room; locks and seals by one of
+// their own, after the last page.
 #pragma once
 
 #include "engine/state/context.h"
@@ -11,6 +11,8 @@ namespace godwit::state {
 
 /// Process room "address-space".
 extern const Room kAddressSpaceRoom;
+/// Process room "memory-locks": mlock, mseal.
+extern const Room kMemoryLocksRoom;
 
 /// The destination's side of layout records. Shell thread only.
 class AddressSpace {
@@ -26,6 +28,10 @@ class AddressSpace {
  private:
   Layout layout_;
 };
+
+/// Whether `vma` can be carried at all; what cannot is a finding of check, and an instant to wait for at the
+/// freeze.
+bool is_movable(const Vma& vma);
 
 /// Copies VmFlags and protection keys into `layout` (read from maps) from `detailed` (read from smaps a
 /// moment ago) where both show the same memory. False if some area is new, so that only smaps can tell.

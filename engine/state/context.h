@@ -89,7 +89,7 @@ struct SharedObject {
 
 /// The id of an object of shared memory on the source; both numbers as /proc/PID/maps prints them.
 constexpr uint64_t object_key(uint64_t device, uint64_t inode) {
-  return device << 40 ^ inode;
+  return device >> 32 << 52 ^ device << 40 ^ inode;
 }
 
 /// What the clocks of the process show more than this engine's; never less than the truth minus some

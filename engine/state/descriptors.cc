@@ -53,15 +53,16 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
   }
 }
 
-Error unclaimed_error(const OpenFile& file) {
+/// In the freeze it may be there for a moment only, as the check did not see it.
+Error unclaimed_error(const OpenFile& file, bool frozen) {
   const Finding finding = describe_unclaimed(file);
-  return fail(ErrorKind::kUnsupported, "capture " + finding.what, finding.subject,
-              finding.why + ": " + finding.remedy);
+  return fail(frozen ? ErrorKind::kRetry : ErrorKind::kUnsupported, "capture " + finding.what,
+              finding.subject, finding.why + ": " + finding.remedy);
 }
 
 Status capture_one(CaptureContext& ctx, const OpenFile& file, wire::Description& out) {
   const DescriptorRoom* room = room_of(file);
-  if (room == nullptr) return unclaimed_error(file);
+  if (room == nullptr) return unclaimed_error(file, ctx.frozen != nullptr);
   out.set_room(std::string(room->name));
   out.set_key(file.key());
   out.set_subject(file.subject());

@@ -42,11 +42,6 @@ std::optional<ObjectSource> open_source(const std::string& path, std::string_vie
   return source;
 }
 
-bool is_object(const Vma& vma) {
-  return vma.kind == VmaKind::kShmem ||
-         (vma.kind == VmaKind::kFilePrivate && vma.path.starts_with(kMemfdPrefix));
-}
-
 /// Anonymous shared memory exists only behind a mapping: it is mapped for a moment, and taken from map_files.
 Result<int> create_shared_anonymous(BuildContext& context, uint64_t size) {
   tracee::Batch map;
@@ -83,6 +78,11 @@ Result<int> create_memfd(const wire::MemoryObject& object) {
 
 }  // namespace
 
+bool shows_object(const Vma& vma) {
+  return vma.kind == VmaKind::kShmem ||
+         (vma.kind == VmaKind::kFilePrivate && vma.path.starts_with(kMemfdPrefix));
+}
+
 Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
                                                const std::vector<OpenFile>& files) {
   std::vector<ObjectSource> found;
@@ -91,7 +91,7 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
     if (source && known.insert(source->info.id()).second) found.push_back(std::move(*source));
   };
   for (const Vma& vma : layout) {
-    if (!is_object(vma)) continue;
+    if (!shows_object(vma)) continue;
     add(open_source(process.path(fmt::format("map_files/{}", vma.range)), vma.path));
   }
   for (const OpenFile& file : files) {

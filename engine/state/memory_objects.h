@@ -15,6 +15,9 @@ struct ObjectSource {
   Fd fd;  ///< open for reading in this engine; the object lives at least as long
 };
 
+/// Whether `vma` maps such an object; its id is object_key(vma.device, vma.inode).
+bool shows_object(const Vma& vma);
+
 /// All objects that `layout` maps or `files` has open. Any thread, the process may run.
 /// Errors: TargetGone. An object whose mapping vanished meanwhile is left out.
 Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,

@@ -41,14 +41,20 @@ Status check_namespaces(const CheckContext& context, Findings& findings) {
   return {};
 }
 
+/// A child that lives for a moment is waited for: in the check as in the freeze.
+Status check_children(const tracee::Process& process, Findings& findings) {
+  const auto children = TRY(process.children());
+  if (children.empty()) return {};
+  findings.push_back({std::string(kChildren), fmt::format("pid {}", children.front()),
+                      fmt::format("{} child process(es)", children.size()),
+                      "this version moves single processes, not trees",
+                      "move a program without children, or wait until they end", true});
+  return {};
+}
+
 Status check(const CheckContext& context, Findings& findings) {
   const tracee::Process& process = context.process;
-  const auto children = TRY(process.children());
-  if (!children.empty())
-    add(findings, fmt::format("pid {}", children.front()),
-        fmt::format("{} child process(es)", children.size()),
-        "this version moves single processes, not trees",
-        "move a program without children, or wait until they end");
+  TRY(check_children(process, findings));
   TRY(check_namespaces(context, findings));
   const std::string root = TRY(read_link(process.path("root")));
   if (root != "/")
@@ -115,6 +121,11 @@ Status capture_proc_files(const tracee::Process& process, wire::ProcessState& st
 }
 
 Result<std::string> capture(CaptureContext& context) {
+  Findings children;
+  TRY(check_children(context.process, children));
+  if (!children.empty())
+    return fail(ErrorKind::kRetry, "capture a process with a child", children.front().subject,
+                children.front().why + "; " + children.front().remedy);
   wire::ProcessState state;
   TRY(capture_proc_files(context.process, state));
   TRY(capture_own_view(context, state));

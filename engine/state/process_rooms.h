@@ -15,6 +15,9 @@ extern const Room kProcessRoom;  ///< working directory, umask, limits, personal
 extern const Room
     kCredentialsRoom;  ///< ids, groups, capabilities, no_new_privs: last, for they take privileges away
 
+/// The name under which the process room reports children, which may end at any moment.
+constexpr std::string_view kChildren = "children";
+
 /// The id that thread `tid` (as this engine sees it) has in its own pid namespace. Errors: TargetGone.
 Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid);
 

@@ -12,6 +12,7 @@ namespace godwit::state {
 std::span<const Room> rooms() {
   static const std::array kRooms = {
       kAddressSpaceRoom,
+      kMemoryLocksRoom,
       Room{"descriptors", true, check_descriptors, capture_descriptors, prepare_descriptors,
            finish_descriptors, false},
       kProcessRoom,

@@ -1,8 +1,8 @@
 // The yardstick of the throughput bench: bytes through one TCP connection with 1 MiB writes, and nothing
 // else. raw_tcp receive PORT [MIB]; raw_tcp send ADDR PORT MIB prints GB/s, from the first write to the
 // receiver's answer. With MIB the receiver keeps what comes, in memory that nobody has touched before: what a
-// copy of a process needs, whatever brings it. raw_tcp touch MIB takes that much memory and gives it back: a host
-// that takes a guest's free pages away has then given them again, and nobody measures that.
+// copy of a process needs, whatever brings it. raw_tcp touch MIB takes that much memory and gives it back: a
+// host that takes a guest's free pages away has then given them again, and nobody measures that.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <stdio.h>

@@ -124,9 +124,10 @@ void AddressMove::move_to_and_fro(int times) {
   EXPECT_GT(held_, 0u) << "no packet ever met a frozen host: the test showed nothing";
   // A retransmission whose bytes had arrived is answered with a duplicate SACK: it was early (this machine
   // was slow), not needed. One without stands for a lost packet; except that answers in each move may be lost
-  // on the captured socket, which does not tell its successor, and that one answer may stand for several. A held
-  // packet is worth many segments: losing one in each move would be ten times as much.
-  EXPECT_LE(result.info.tcpi_total_retrans, 2 * result.info.tcpi_dsack_dups + 4 * static_cast<uint32_t>(times))
+  // on the captured socket, which does not tell its successor, and that one answer may stand for several. A
+  // held packet is worth many segments: losing one in each move would be ten times as much.
+  EXPECT_LE(result.info.tcpi_total_retrans,
+            2 * result.info.tcpi_dsack_dups + 4 * static_cast<uint32_t>(times))
       << "the client lost packets";
   uint64_t timeouts = 0;
   for (size_t i = 0; i < 3; ++i) {

@@ -1,7 +1,7 @@
 // A heart that beats every 0.2 ms by CLOCK_REALTIME and remembers its longest pauses: what a program notices
-// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]: touches that much memory, rewrites
-// pages of it at that pace, stores single words all over it at that, and on each check verifies all of it and
-// writes DIR/beats.N: JSON with the longest pauses since the last check.
+// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]: touches that much memory,
+// rewrites pages of it at that pace, stores single words all over it at that, and on each check verifies all
+// of it and writes DIR/beats.N: JSON with the longest pauses since the last check.
 #include "program.h"
 
 #include <pthread.h>

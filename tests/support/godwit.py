@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("GODWIT_BUILD", ROOT / "build")).resolve()
 PORT = 4639
 # How long anything may take before the test calls it stuck; sanitizers and a loaded machine are slow.
+SAID = 20000 if os.environ.get("GODWIT_LOG") else 1500  # bytes of an engine's stderr in a report
 PATIENCE = float(os.environ.get("GODWIT_PATIENCE", "120"))
 
 
@@ -36,7 +37,7 @@ def program(name):
 
 def environment(more=None):
     """What the engine gets from our own environment: fault points and the sanitizers' options."""
-    kept = {key: value for key, value in os.environ.items() if key.endswith("SAN_OPTIONS")}
+    kept = {key: value for key, value in os.environ.items() if key.endswith("SAN_OPTIONS") or key == "GODWIT_LOG"}
     return {**kept, **(more or {})}
 
 
@@ -102,7 +103,7 @@ class Engine:
         """For a report of a failure: its last event and the end of its stderr."""
         self.errors.seek(0)
         text = self.errors.read().decode(errors="replace")
-        return f"{' '.join(self.argv[1:])} -> {self.process.poll()}; {json.dumps(self.last())} {text[-1500:].strip()}"
+        return f"{' '.join(self.argv[1:])} -> {self.process.poll()}; {json.dumps(self.last())} {text[-SAID:].strip()}"
 
     def crashed(self):
         """Whether it died of a signal other than a kill of ours, or a sanitizer spoke."""
@@ -142,6 +143,7 @@ def move(source, destination, pid, *words):
         with migrate(source, pid, destination, *words) as sender:
             code = sender.finish()
             if code != 0:
+                await_end(receiver)
                 raise Failure(sender.said() + "\n" + receiver.said())
             running = receiver.events.until("running")
             if receiver.finish() != 0 or running is None:
@@ -154,6 +156,14 @@ def move(source, destination, pid, *words):
     if outer := source.outer(pid):
         await_gone(outer, f"the original, pid {pid} on {source.name},")
     return completed, running["pid"]
+
+
+def await_end(receiver):
+    """After a failure: what the other side says of it comes at its end, if that comes soon."""
+    try:
+        receiver.finish(10)
+    except Failure:
+        pass
 
 
 def await_gone(outer, what):

@@ -144,5 +144,20 @@ TEST(Convergence, AtTheLimitsForceFreezesWhateverItCosts) {
   EXPECT_EQ(decide_after(kRunningAway, limits), Decision::kGiveUp);
 }
 
+TEST(Convergence, RoundsThatBroughtNothingEndItWhateverTheForecastSays) {
+  RoundStats last{.round = 9,
+                  .pages = 2000,
+                  .wire_bytes = 8 << 20,
+                  .interval = milliseconds(100),
+                  .duration = milliseconds(40)};
+  Situation now{.last = last, .ahead = forecast(last, milliseconds(2))};
+  EXPECT_TRUE(pays(now));
+  EXPECT_EQ(decide(now, Limits{}), Decision::kContinue);
+  now.rounds_without_gain = kPatience;
+  EXPECT_FALSE(pays(now));
+  EXPECT_EQ(decide(now, Limits{}), Decision::kFreeze);
+  EXPECT_EQ(decide(now, Limits{.downtime = milliseconds(1)}), Decision::kContinue) << "too long to freeze";
+}
+
 }  // namespace
 }  // namespace godwit::migration

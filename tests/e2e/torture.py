@@ -1,0 +1,101 @@
+#!/usr/bin/python3
+"""The torture of memory: a program that changes its mappings and contents at random (tests/programs/torture.c), moved
+back and forth, each time with another seed, over every combination of delta cache and channels.
+
+    run.py torture                      GODWIT_MOVES moves (by default a few)
+    torture.py SEED [CACHE CHANNELS [WORD...]]   one seed again, 2 moves or GODWIT_MOVES; the words go to the program
+"""
+import itertools
+import os
+import pathlib
+import sys
+
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent / "support")]
+from godwit import Failure, Hosts, Program, await_empty, stand, sweep  # noqa: E402
+
+CACHES = ("0", "64M", "256k")
+CHANNELS = (1, 2, 4)
+MOVES_A_SEED = 2
+
+
+def variant(seed):
+    """The seed decides the rest: how many threads, which of the costly operations, how fast the link."""
+    words = [str(seed), str(1 + seed % 3)]
+    words += ["+fork"] if seed % 2 else []
+    return words, (["--bandwidth", "40M", "--downtime-limit", "2000"] if seed % 4 == 3 else [])
+
+
+def report_of(moved):
+    try:
+        return (moved.directory / "report").read_text()
+    except OSError:
+        return ""
+
+
+def move_and_look(moved, a, b, moves, downtimes, cache, channels, link):
+    for number in range(moves):
+        here, there = (a, b) if number % 2 == 0 else (b, a)
+        completed = moved.move_to(there, "--cache", cache, "--channels", channels, *link)
+        downtimes.append(completed["downtime_ms"])
+        moved.check()
+        await_empty(here)
+
+
+def one_seed(a, b, seed, cache, channels, moves=MOVES_A_SEED, more=()):
+    """Back and forth; raises Failure with the command that repeats it. Returns the downtimes."""
+    words, link = variant(seed)
+    downtimes = []
+    report, ended = "", None
+    try:
+        with Program(a, "torture", [*words, *more]) as moved:
+            try:
+                move_and_look(moved, a, b, moves, downtimes, cache, channels, link)
+            except Failure as failure:
+                if "silent" in str(failure):
+                    raise Failure(f"{failure}\n{stand(moved.host)}") from None
+                raise
+            finally:
+                report, ended = report_of(moved), moved.process.poll()
+    except Failure as failure:
+        sweep(a, b)
+        again = f"tests/e2e/torture.py {seed} {cache} {channels} {' '.join(more)}"
+        raise Failure(f"seed {seed}, cache {cache}, {channels} channels, move {len(downtimes) + 1}: {failure}\n"
+                      f"{'' if ended is None else f'its first process ended: {ended}'}\n{report}"
+                      f"again: {again}") from None
+    return downtimes
+
+
+def many_seeds(a, b, cache, channels, first, moves):
+    """`moves` moves with seeds from `first` on."""
+    seeds = range(first, first + max(1, moves // MOVES_A_SEED))
+    downtimes = sorted(time for seed in seeds for time in one_seed(a, b, seed, cache, channels))
+    return f"seeds {seeds[0]}..{seeds[-1]}, {len(downtimes)} moves, downtime median " \
+           f"{downtimes[len(downtimes) // 2]:.1f} ms, longest {downtimes[-1]:.1f} ms"
+
+
+def plan_torture(plan, moves):
+    """Each combination has seeds of its own; GODWIT_SEED moves them all."""
+    base = int(os.environ.get("GODWIT_SEED", "1"))
+    combinations = list(itertools.product(CACHES, CHANNELS))
+    share = max(MOVES_A_SEED, -(-moves // len(combinations)))
+    for number, (cache, channels) in enumerate(combinations):
+        plan.test(f"torture --cache {cache} --channels {channels}", many_seeds, cache, channels, base + number * share, share)
+
+
+def main(argv):
+    if not argv:
+        print(__doc__, file=sys.stderr)
+        return 2
+    seed, cache, channels = int(argv[0]), (argv[1:2] or ["64M"])[0], int((argv[2:3] or ["1"])[0])
+    with Hosts("A", "B") as hosts:
+        try:
+            times = one_seed(hosts["A"], hosts["B"], seed, cache, channels, int(os.environ.get("GODWIT_MOVES", MOVES_A_SEED)), argv[3:])
+        except Failure as failure:
+            print(failure)
+            return 1
+    print(f"seed {seed}: {len(times)} moves, downtimes {', '.join(f'{time:.1f}' for time in times)} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
