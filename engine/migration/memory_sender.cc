@@ -102,6 +102,9 @@ Status MemorySender::track(const Layout& now) {
   }
   std::erase_if(untrackable_, [&](AddressRange old) { return touch(areas, old); });
   for (const AddressRange& range : TRY(tracker_.track(areas))) untrackable_.push_back(range);
+  // KERNEL: a tracked area never merges with one that is not. So an area that reaches beyond what is new has
+  // replaced what was there before, looking like it, and brought pages of its own, with old marks perhaps.
+  add_ranges(fresh_, areas, tracked_);
   unregistered_.clear();
   return {};
 }
