@@ -156,9 +156,11 @@ Status Rebuild::take(const wire::Record& record) {
       return install_object_pages(record);
     case kDiscard:
       return discard(TRY(wire::parse<wire::Discard>(record)));
-    case kLastRound:
+    case kLastRound: {
+      const std::lock_guard alone(ground_);
       if (installer_) installer_->end_fresh();
       return {};
+    }
     case kState:
       return finish_state(TRY(wire::parse<wire::RoomState>(record)));
     case kEndOfState:
@@ -195,6 +197,7 @@ Status Rebuild::make_objects(const wire::RoomState& message) {
 Status Rebuild::follow(const wire::LayoutMessage& message) {
   TRY(fault_point("layout"));
   const Layout next = TRY(wire::to_layout(message));
+  const std::lock_guard alone(ground_);
   // Unmapping and mapping under a registered range is the kernel's business: it unregisters what goes.
   TRY(on_shell([&](state::BuildContext& context) { return space_.follow(context, next); }));
   if (!fresh_) TRY(begin_fresh());
@@ -235,6 +238,7 @@ Status Rebuild::begin_fresh() {
 // ------------------------------------------------------------------------------------------------------
 
 Status Rebuild::install_pages(const wire::Record& record) {
+  const std::shared_lock together(ground_);
   if (!installer_)
     return fail(ErrorKind::kCorrupt, "install pages", record.name(), "no process is being built");
   auto batch = TRY(wire::PageBatchReader::open(record));
@@ -338,6 +342,7 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
 }
 
 Status Rebuild::discard(const wire::Discard& message) {
+  const std::lock_guard alone(ground_);
   const auto ranges = TRY(wire::to_ranges(message.ranges()));
   const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
   tracee::Batch batch;

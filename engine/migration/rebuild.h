@@ -6,7 +6,7 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
+#include <shared_mutex>
 #include <optional>
 #include <vector>
 
@@ -87,6 +87,7 @@ class Rebuild {
   bool fresh_ = false;
   std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
   std::vector<wire::RoomState> deferred_;
+  std::shared_mutex ground_;  ///< shared: pages are being installed; alone: what they are installed in changes
   std::atomic<uint64_t> pages_installed_ = 0;
   std::vector<pid_t> children_;
   bool prepared_ = false;
