@@ -66,7 +66,7 @@ Decision decide(const Situation& now, const Limits& limits) {
   if (!pays(now) && fits) return Decision::kFreeze;
   const bool behind = ahead.pages_at_freeze > kFallsBehind * static_cast<double>(now.last.pages);
   const bool can_tighten = tighten(now.throttle, limits.throttle) != now.throttle;
-  return !fits && behind && can_tighten ? Decision::kThrottle : Decision::kContinue;
+  return !fits && (behind || !pays(now)) && can_tighten ? Decision::kThrottle : Decision::kContinue;
 }
 
 std::string_view to_string(Decision decision) {
