@@ -6,8 +6,8 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <shared_mutex>
 #include <optional>
+#include <shared_mutex>
 #include <vector>
 
 #include "engine/base/clock.h"
@@ -87,7 +87,8 @@ class Rebuild {
   bool fresh_ = false;
   std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
   std::vector<wire::RoomState> deferred_;
-  std::shared_mutex ground_;  ///< shared: pages are being installed; alone: what they are installed in changes
+  std::shared_mutex
+      ground_;  ///< shared: pages are being installed; alone: what they are installed in changes
   std::atomic<uint64_t> pages_installed_ = 0;
   std::vector<pid_t> children_;
   bool prepared_ = false;
