@@ -89,7 +89,6 @@ class MemorySender {
   std::vector<AddressRange> clean_;    ///< areas that the last collect() went through; ascending
   std::vector<AddressRange> rested_;   ///< of those, what the log can tell all about; empty before rest()
   LastPass at_rest_;                   ///< what was gone or guarded in them at rest()
-  bool everywhere_huge_ = false;       ///< huge pages come unasked
   PageSet held_;                       ///< what the destination has got from us
   PageSet shared_files_;               ///< pages of shared files written since the start
   uint64_t sent_ = 0, discarded_ = 0;  ///< pages

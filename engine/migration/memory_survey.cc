@@ -1,7 +1,6 @@
 // The last look at memory, in the freeze: what was written since the last round, and what is gone.
 #include <algorithm>
 
-#include "engine/base/files.h"
 #include "engine/migration/carried.h"
 #include "engine/migration/memory_sender.h"
 
@@ -22,16 +21,6 @@ AddressRange huge_page_around(RemoteAddr page, AddressRange within) {
   return intersect({start, start + kHugePage}, within);
 }
 
-/// Whether areas get huge pages that did not ask for them.
-bool huge_pages_everywhere() {
-  constexpr const char* kRoot = "/sys/kernel/mm/transparent_hugepage";
-  const auto always = [&](const char* name) {
-    const auto text = read_file(fmt::format("{}/{}", kRoot, name));
-    return text.ok() && text.value().find("[always]") != std::string::npos;
-  };
-  return always("enabled") || always("hugepages-2048kB/enabled");
-}
-
 }  // namespace
 
 /// What the log hears is the faults of private anonymous memory. Our own injected calls write to the lowest
@@ -50,7 +39,6 @@ Status MemorySender::rest() {
     rested_.push_back(vma.range);
   }
   at_rest_.written.clear();  // the log tells of them
-  everywhere_huge_ = huge_pages_everywhere();
   return {};
 }
 
@@ -72,8 +60,8 @@ Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
   return last;
 }
 
-/// A write that met the protection of a mapped page dirtied that page alone, unless a page of zeros became a
-/// huge page; one that met nothing may have brought neighbours, up to a huge page.
+/// A fault may have brought neighbours, or touched them, as far as a huge page reaches; those can be written
+/// without a fault of their own. So the log tells where to look, and the page tables tell what was written.
 Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
   PageSet written, around;
   const auto area_of = [&](RemoteAddr at) -> const Vma* {
@@ -87,11 +75,7 @@ Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
     for (RemoteAddr at = range.start; at < range.end;) {
       const Vma* vma = area_of(at);
       const RemoteAddr end = vma == nullptr ? at + kPageSize : std::min(range.end, vma->range.end);
-      if (vma != nullptr && (everywhere_huge_ || vma->has_flag("hg"))) {
-        for (; at < end; at = at + kPageSize) look_around(*vma, at);
-      } else if (vma != nullptr) {
-        written.insert({at, end});
-      }
+      for (; vma != nullptr && at < end; at = at + kPageSize) look_around(*vma, at);
       at = end;
     }
   }
