@@ -141,6 +141,12 @@ Result<PageRuns> MemorySender::collect() {
   return found;
 }
 
+void MemorySender::distrust(const PageRuns& collected) {
+  std::vector<AddressRange> ranges;
+  for (const PageRun& run : collected) ranges.push_back(run.range);
+  add_ranges(fresh_, ranges, tracked_);
+}
+
 /// KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it
 /// here), so that a written page of it looks clean: of fresh areas every populated page counts as written.
 Status MemorySender::add_unmarked(PageRuns& found) {

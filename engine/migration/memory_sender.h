@@ -35,6 +35,8 @@ class MemorySender {
   /// Pages written since the last collect, for a round. INVARIANT: whatever is written after a page was
   /// collected is collected again, so that reading later than the scan can only send something newer.
   Result<PageRuns> collect();
+  /// What that collect told may be read too early: it counts as written at the next look, too.
+  void distrust(const PageRuns& collected);
   /// For the freeze: written pages of all areas, shared files included, and (in `discarded`) those that the
   /// destination holds and the source does not any more; `guards`: guard regions.
   struct LastPass {

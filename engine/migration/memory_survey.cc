@@ -27,7 +27,7 @@ AddressRange huge_page_around(RemoteAddr page, AddressRange within) {
 /// pages of the main stack (tracee/bare_call.h), unheard.
 bool MemorySender::log_can_tell(const Vma& vma) const {
   return vma.kind == VmaKind::kAnonymous && !vma.shared && vma.path != "[stack]" &&
-         is_in(clean_, vma.range) && !touch(untrackable_, vma.range);
+         is_in(clean_, vma.range) && !touch(untrackable_, vma.range) && !touch(fresh_, vma.range);
 }
 
 Status MemorySender::rest() {

@@ -9,6 +9,7 @@
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
 #include "engine/migration/arm_tracker.h"
+#include "engine/migration/pinned_writes.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
 #include "engine/tracee/injector.h"
@@ -242,6 +243,7 @@ Status Precopy::round(uint32_t number) {
   const Nanos begin = monotonic_now();
   const PageRuns written = TRY(sender_->collect());
   const Nanos scanned = monotonic_now();
+  TRY(await_writers(written));
   for (const PageRun& run : written) stats.pages += run.range.pages();
   round_begins(stats);
   TRY(sender_->send(written, number == 0, false));
@@ -258,6 +260,18 @@ Status Precopy::round(uint32_t number) {
   stats.duration = monotonic_now() - begin;
   collected_at_ = begin;
   report_.rounds.push_back(stats);
+  return {};
+}
+
+/// ORDER: between the collect and the reading.
+Status Precopy::await_writers(const PageRuns& collected) {
+  const Throttle::Hold hold(throttle_.get());
+  Status over = await_pinned_writes(process_, *interrupted_);
+  const bool not_now =
+      !over.ok() && (over.error().kind == ErrorKind::kRetry || over.error().kind == ErrorKind::kTimeout);
+  if (!not_now) return over;
+  log_debug("round {}: {}", next_round_, over.error().message());
+  sender_->distrust(collected);
   return {};
 }
 

@@ -82,6 +82,7 @@ class Precopy {
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
   Status round(uint32_t number);
+  Status await_writers(const PageRuns& collected);
   [[nodiscard]] Result<Layout> look_at_layout() const;
   Status look_in_detail();
   bool knows_details();

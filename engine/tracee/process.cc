@@ -108,6 +108,17 @@ Result<std::vector<int>> Process::fds() const {
   return list_numbers(path("fd"));
 }
 
+Result<std::optional<long>> Process::sleeping_call(pid_t tid) const {
+  const std::string text = TRY(read_file(path(fmt::format("task/{}/syscall", tid))));
+  const std::string_view first = split(trim(text), ' ').front();
+  if (first == "running") return std::optional<long>();
+  if (first == "-1") return std::optional<long>(-1);
+  const auto number = parse_number(first);
+  if (!number)
+    return fail(ErrorKind::kCorrupt, "find the call of a thread", fmt::format("thread {}", tid), text);
+  return std::optional<long>(static_cast<long>(*number));
+}
+
 Result<Layout> Process::layout() const {
   return read_layout(path("maps"));
 }

@@ -2,6 +2,7 @@
 // it.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ class Process {
   [[nodiscard]] Result<Stat> stat(pid_t tid) const;
   [[nodiscard]] Result<std::string> status(pid_t tid) const;  ///< the text of /proc/PID/task/TID/status
   [[nodiscard]] Result<std::vector<int>> fds() const;
+  /// The system call that a thread sleeps in, -1 if it sleeps outside of one; nothing if it runs.
+  [[nodiscard]] Result<std::optional<long>> sleeping_call(pid_t tid) const;
 
   /// From maps alone: `flags` stay empty; about 0.3 us an area.
   [[nodiscard]] Result<Layout> layout() const;
