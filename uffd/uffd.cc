@@ -66,6 +66,14 @@ Status Uffd::wake(AddressRange range) const {
   return fail_errno("UFFDIO_WAKE", fmt::format("range {}", range));
 }
 
+Status Uffd::unprotect(AddressRange range) const {
+  uffdio_writeprotect request{to_range(range), 0};
+  if (::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &request) == 0) return {};
+  Error error = fail_errno("UFFDIO_WRITEPROTECT", fmt::format("range {}", range));
+  if (error.err == ENOENT || error.err == EAGAIN) error.kind = ErrorKind::kRetry;
+  return error;
+}
+
 Status Uffd::check_alive() const {
   // KERNEL: write-protecting takes a reference on the mm first and answers ESRCH when that is gone; the last
   // page of user space is never mapped, so with a living mm it changes nothing and answers ENOENT.

@@ -49,6 +49,10 @@ class Uffd {
   /// Wakes the threads that wait for a page of `range`.
   [[nodiscard]] Status wake(AddressRange range) const;
 
+  /// Takes write-protection, and the marks of it, off `range`. Errors: TargetGone; Retry: a part is not, or
+  /// no longer, registered for it.
+  [[nodiscard]] Status unprotect(AddressRange range) const;
+
   /// Ok while the address space lives; TargetGone after its process exited or called execve. Under a
   /// microsecond.
   [[nodiscard]] Status check_alive() const;

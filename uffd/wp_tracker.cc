@@ -40,7 +40,7 @@ bool has(const uapi::PageRegion& region, uint64_t category) {
 PageRun to_run(const uapi::PageRegion& region) {
   PageRun run;
   run.range = range_of(region.start, region.end);
-  run.written = has(region, uapi::kPageIsWritten);
+  run.written = has(region, uapi::kPageIsWritten) || !has(region, uapi::kPageIsWpAllowed);
   run.guard = has(region, uapi::kPageIsGuard);
   run.present = has(region, kPopulated) && !run.guard;
   run.zero = has(region, uapi::kPageIsPfnZero);
@@ -189,7 +189,7 @@ void WpTracker::release() {
 }
 
 uint64_t WpTracker::reported() const {
-  return uapi::kPageIsWritten | kPopulated | uapi::kPageIsPfnZero |
+  return uapi::kPageIsWritten | uapi::kPageIsWpAllowed | kPopulated | uapi::kPageIsPfnZero |
          (scanner_.knows_guards() ? uapi::kPageIsGuard : 0);
 }
 
@@ -236,6 +236,10 @@ PageRuns WpTracker::take_owed(AddressRange range) {
   return taken;
 }
 
+Status WpTracker::unmark(AddressRange range) {
+  return uffd_.unprotect(range);
+}
+
 Result<PageRuns> WpTracker::survey(AddressRange range) {
   regions_.clear();
   TRY(scan(range, ScanQuery{0, 0, kPopulated, reported()}));
@@ -246,9 +250,10 @@ Result<PageRuns> WpTracker::survey(AddressRange range) {
 }
 
 Result<PageRuns> WpTracker::last_pass(AddressRange range) {
-  // Written or not present: clean pages, the bulk, match nothing and cost no output.
-  ScanQuery query{0, 0, uapi::kPageIsWritten | uapi::kPageIsPresent, reported()};
-  query.inverted = uapi::kPageIsPresent;
+  // Written or not present: clean pages, the bulk, match nothing and cost no output. KERNEL: an area that is
+  // not tracked any more (mremap) keeps its marks, and they say nothing.
+  ScanQuery query{0, 0, uapi::kPageIsWritten | uapi::kPageIsPresent | uapi::kPageIsWpAllowed, reported()};
+  query.inverted = uapi::kPageIsPresent | uapi::kPageIsWpAllowed;
   regions_.clear();
   TRY(scan(range, query));
   TRY(settle_markers(regions_));

@@ -37,6 +37,7 @@ class WpTracker : public DirtyTracker {
   Result<std::vector<AddressRange>> track(const std::vector<AddressRange>& ranges) override;
   void layout_changed() override { areas_known_ = false; }
   Result<PageRuns> collect(AddressRange range) override;
+  Status unmark(AddressRange range) override;
   /// Only populated pages. A guard page has `guard` and is not `present`.
   Result<PageRuns> survey(AddressRange range) override;
 

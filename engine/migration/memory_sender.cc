@@ -88,6 +88,7 @@ void MemorySender::follow(const Layout& layout) {
   add_ranges(fresh_, fresh, wanted);
   add_ranges(unregistered_, fresh, wanted);
   tracked_ = std::move(wanted);
+  lost_some_ = false;
   layout_ = layout;
   tracker_.layout_changed();
 }
@@ -138,6 +139,7 @@ Result<PageRuns> MemorySender::collect() {
   for (const AddressRange& range : again) {
     std::erase_if(tracked_, [&](AddressRange t) { return t.overlaps(range); });
   }
+  lost_some_ = !again.empty();
   return found;
 }
 
@@ -147,8 +149,10 @@ void MemorySender::distrust(const PageRuns& collected) {
   add_ranges(fresh_, ranges, tracked_);
 }
 
-/// KERNEL: what was just registered may carry write-protect marks of an earlier tracker (mremap moved it
-/// here), so that a written page of it looks clean: of fresh areas every populated page counts as written.
+/// KERNEL: what was just registered may carry marks of its time before: mremap beside a tracked area joins
+/// the two and ends the tracking of both, not the marks. A marked page that was written then is writable as
+/// well, and looks clean for ever. So of fresh areas every populated page counts as written, and what the
+/// collect did not tell is unmarked, and collected once more.
 Status MemorySender::add_unmarked(PageRuns& found) {
   PageSet told;
   for (const PageRun& run : found) told.insert(run.range);
@@ -162,9 +166,23 @@ Status MemorySender::add_unmarked(PageRuns& found) {
       }
     }
     for (const AddressRange& known : told.runs_in(vma.range)) populated.erase(known);
-    for (const AddressRange& missed : populated.runs()) found.push_back({missed, true, true});
+    for (const AddressRange& missed : populated.runs()) {
+      TRY(mark_anew(missed));
+      found.push_back({missed, true, true});
+    }
   }
   return {};
+}
+
+/// Replaced meanwhile, it is tracked anew in any case.
+Status MemorySender::mark_anew(AddressRange range) {
+  Status unmarked = tracker_.unmark(range);
+  if (unmarked.ok()) {
+    auto again = tracker_.collect(range);
+    unmarked = again.ok() ? Status() : again.take_error();
+  }
+  const bool replaced = !unmarked.ok() && unmarked.error().kind == ErrorKind::kRetry;
+  return replaced ? Status() : std::move(unmarked);
 }
 
 /// Written pages lie scattered: what goes over one lane is read together, a chunk at a time.

@@ -27,6 +27,8 @@ class MemorySender {
   /// anonymous areas are carried in rounds; shared files only in the last pass (their storage may be common
   /// to both hosts).
   void follow(const Layout& layout);
+  /// True if the last collect() met areas that are tracked no more: follow() even the layout that it knows.
+  [[nodiscard]] bool has_lost_some() const { return lost_some_; }
   /// True if there are areas that are not under the tracker yet.
   [[nodiscard]] bool has_untracked() const { return !unregistered_.empty(); }
   /// Puts them there, as they are in `now`, the layout of a process that stands still.
@@ -70,6 +72,7 @@ class MemorySender {
   void note_sent(AddressRange range);
   Status send_part(Lane& lane, AddressRange range, bool bulk, bool last);
   Status add_unmarked(PageRuns& found);
+  Status mark_anew(AddressRange range);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
   Status survey_logged(const WrittenSince& log, LastPass& last);
   Status survey_all(const Vma& vma, LastPass& last);
@@ -85,6 +88,7 @@ class MemorySender {
   Layout layout_;                           ///< what is mapped now
   std::vector<AddressRange> tracked_;       ///< under the tracker, or wanted there; ascending
   std::vector<AddressRange> unregistered_;  ///< wanted, but not under the tracker yet
+  bool lost_some_ = false;                  ///< the last collect() met areas that are tracked no more
   std::vector<AddressRange> untrackable_;   ///< re-sent whole in the freeze
   std::vector<AddressRange>
       fresh_;  ///< tracked since the last collect: every populated page counts as written

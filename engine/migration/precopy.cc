@@ -121,17 +121,22 @@ Status Precopy::announce_objects(const std::vector<state::OpenFile>& files, Layo
 }
 
 Status Precopy::send_layout(Layout layout, uint32_t round, bool frozen) {
-  if (layout == layout_) return {};
+  const bool changed = layout != layout_;
+  if (!changed && !sender_->has_lost_some()) return {};
+  if (changed) TRY(announce_layout(std::move(layout), round, frozen));
+  sender_->follow(layout_);
+  // Frozen, nothing is written any more: new areas are only surveyed.
+  return frozen ? Status() : track();
+}
+
+Status Precopy::announce_layout(Layout layout, uint32_t round, bool frozen) {
   // ORDER: an object before its mappings.
   TRY(announce_objects(TRY(state::read_open_files(process_)), layout, frozen));
   layout_ = std::move(layout);
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, round)));
   // The peer remaps on the control channel; pages of other channels must not overtake that, nor in the
   // freeze.
-  if (barrier_ && writers_.size() > 1) TRY(barrier_(round));
-  sender_->follow(layout_);
-  // Frozen, nothing is written any more: new areas are only surveyed.
-  return frozen ? Status() : track();
+  return barrier_ && writers_.size() > 1 ? barrier_(round) : Status();
 }
 
 /// The process stands still meanwhile: at a boundary that is no longer one the kernel would split an area,

@@ -33,6 +33,7 @@ namespace godwit::migration {
 struct PrecopyOptions {
   size_t cache_bytes = 64_MiB;
   OnProgress progress;
+  bool verify = false;                ///< hashes of all pages follow the last of them
   std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
 };
 
@@ -89,6 +90,7 @@ class Precopy {
   uint32_t note_gain(Nanos downtime);
   void lose_log(const Error& why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
+  Status announce_layout(Layout layout, uint32_t round, bool frozen);
   void listen();
   Status ask_log();
   Status track();

@@ -26,12 +26,18 @@ class DirtyTracker {
   /// replaced): re-read the layout, track, and collect again.
   virtual Result<PageRuns> collect(AddressRange range) = 0;
 
+  /// Takes the marks off pages of `range`, tracked areas, that a collect did not tell although they are new
+  /// to it: a mark that they brought along hides their writes. The next collect tells them. Errors:
+  /// TargetGone; Retry as collect().
+  virtual Status unmark(AddressRange range) = 0;
+
   /// Every populated or written page of `range` with its state, changing nothing. For the last pass, target
   /// frozen.
   virtual Result<PageRuns> survey(AddressRange range) = 0;
 
   /// The same, but only what is written, and (not `present`) what holds nothing: four times cheaper than a
-  /// survey, for its answer is short. Clean, populated pages are not told.
+  /// survey, for its answer is short. Clean, populated pages are not told. Where an area is not tracked (any
+  /// more), all its pages count as written.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
 
   /// Stops tracking, area by area. Afterwards the tracker is of no use.
