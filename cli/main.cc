@@ -48,6 +48,11 @@ void add_link_timeout(CLI::App& verb, Arguments& a, const char* what) {
       ->check(CLI::Range(0.05, 3600.0));
 }
 
+void add_verify(CLI::App& verb, Arguments& a) {
+  verb.add_flag("--verify", a.verify,
+                "hash all memory while it is frozen, and let no copy run that differs; lengthens the freeze");
+}
+
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
   migrate->add_option("PID", a.pid)->required();
@@ -64,6 +69,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")
       ->capture_default_str();
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
+  add_verify(*migrate, a);
   migrate->callback([verb] { *verb = godwit::cli::migrate; });
 }
 
@@ -86,6 +92,7 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
   checkpoint->add_option("FILE", a.file)->required();
   checkpoint->add_flag("--leave-running", a.leave_running, "the process goes on after it");
   add_limits(*checkpoint, a.limits);
+  add_verify(*checkpoint, a);
   checkpoint->callback([verb] { *verb = godwit::cli::checkpoint; });
   CLI::App* restore = app.add_subcommand("restore", "let the process of a file run");
   restore->add_option("FILE", a.file)->required();

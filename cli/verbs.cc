@@ -67,6 +67,7 @@ Status try_migrate(const Arguments& arguments, const Events& events) {
   options.pid = arguments.pid;
   options.link = TRY(link_of(arguments));
   options.limits = TRY(limits_of(arguments));
+  options.verify = arguments.verify;
   options.cache_bytes = TRY(parse_size(arguments.cache, "--cache"));
   options.move_addresses = arguments.move_addresses;
   options.hooks = arguments.hooks;
@@ -99,6 +100,7 @@ Status try_checkpoint(const Arguments& arguments, const Events& events) {
   options.path = arguments.file;
   options.leave_running = arguments.leave_running;
   options.limits = TRY(limits_of(arguments));
+  options.verify = arguments.verify;
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
   options.on_findings = [&](const state::Findings& f) { events.findings(f); };
   options.cancelled = &cancelled;

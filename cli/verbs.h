@@ -25,6 +25,7 @@ struct Arguments {
   bool once = false;
   bool insecure = false;
   bool leave_running = false;
+  bool verify = false;
   bool resume = false;
   bool discard = false;
   std::string pid_namespace = "auto";

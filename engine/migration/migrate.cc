@@ -92,6 +92,7 @@ class Migration {
     PrecopyOptions precopy;
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
     precopy.progress = options_.on_progress;
+    precopy.verify = options_.verify;
     precopy.on_frozen = [this]() -> Status {
       if (addresses_) TRY(addresses_->freeze());
       return hooks_.run("frozen", options_.pid, link_->peer_name());

@@ -9,6 +9,7 @@
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
 #include "engine/migration/arm_tracker.h"
+#include "engine/migration/memory_check.h"
 #include "engine/migration/pinned_writes.h"
 #include "engine/state/address_space.h"
 #include "engine/state/house.h"
@@ -453,6 +454,8 @@ Status Precopy::last_pass() {
   };
   TRY(tell_ranges(last.discarded, false));
   TRY(tell_ranges(last.guards, true));
+  if (options_.verify)
+    report_.verified_pages = TRY(send_hashes(*memory_, *tracker_, layout_, *writers_.front()));
   // The end goes over every channel: when the peer has seen it on all, it has everything.
   for (wire::RecordWriter* writer : writers_) {
     TRY(writer->write_message(wire::RecordType::kEndOfState, wire::EndOfState()));

@@ -161,6 +161,9 @@ Status Rebuild::take(const wire::Record& record) {
       if (installer_) installer_->end_fresh();
       return {};
     }
+    case kPageHashes:
+      check_.expect(TRY(wire::parse<wire::PageHashes>(record)));
+      return {};
     case kState:
       return finish_state(TRY(wire::parse<wire::RoomState>(record)));
     case kEndOfState:
@@ -381,6 +384,8 @@ Status Rebuild::finish_deferred() {
 }
 
 Status Rebuild::seal() {
+  // ORDER: before the rooms that write to memory themselves.
+  if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
   TRY(finish_deferred());
   prepared_ = true;
   return {};

@@ -13,6 +13,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/result.h"
 #include "engine/migration/delta_batch.h"
+#include "engine/migration/memory_check.h"
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
 #include "engine/tracee/shell.h"
@@ -87,6 +88,7 @@ class Rebuild {
   bool fresh_ = false;
   std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
   std::vector<wire::RoomState> deferred_;
+  MemoryCheck check_;
   std::shared_mutex
       ground_;  ///< shared: pages are being installed; alone: what they are installed in changes
   std::atomic<uint64_t> pages_installed_ = 0;

@@ -34,6 +34,7 @@ struct Report {
   std::vector<RoundStats> rounds;
   PageCounts pages;
   uint64_t object_pages = 0;
+  uint64_t verified_pages = 0;  ///< compared by hash before COMMIT
   uint64_t raw_bytes = 0;
   uint64_t wire_bytes = 0;
   /// Not empty: why relative sleeps and other waits began their time anew instead of going on for what was

@@ -43,6 +43,7 @@ constexpr std::array kRecords{
     RecordInfo{kLastRound, "last_round", kSmall, kForward, prototype<LastRound>},
     RecordInfo{kAck, "ack", kSmall, kBackward, prototype<Ack>},
     RecordInfo{kProgress, "progress", kSmall, kBackward, prototype<Progress>},
+    RecordInfo{kPageHashes, "page_hashes", kLarge, kForward, prototype<PageHashes>},
 
     RecordInfo{kDescription, "description", kHuge, kForward, prototype<RoomState>},
     RecordInfo{kFrozen, "frozen", kSmall, kForward, prototype<Frozen>},

@@ -31,6 +31,7 @@ enum class RecordType : uint32_t {
   kLastRound = 23,
   kAck = 24,
   kProgress = 25,
+  kPageHashes = 26,
   // state of the rooms
   kDescription = 32,  ///< a room's state captured while the source still runs
   kFrozen = 33,

@@ -35,7 +35,7 @@ def report_of(moved):
 def move_and_look(moved, a, b, moves, downtimes, cache, channels, link):
     for number in range(moves):
         here, there = (a, b) if number % 2 == 0 else (b, a)
-        completed = moved.move_to(there, "--cache", cache, "--channels", channels, *link)
+        completed = moved.move_to(there, "--cache", cache, "--channels", channels, "--verify", *link)
         downtimes.append(completed["downtime_ms"])
         moved.check()
         await_empty(here)

@@ -1,0 +1,139 @@
+#include "engine/migration/memory_check.h"
+
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <algorithm>
+
+#include "engine/base/units.h"
+#include "engine/codec/zero_page.h"
+#include "uffd/page_scan.h"
+
+namespace godwit::migration {
+namespace {
+
+constexpr size_t kPages = 1_MiB / kPageSize;  ///< read, and told, at once
+
+using Page = std::span<const std::byte, kPageSize>;
+
+/// Each page of `bytes`, with its index.
+template <typename Each>
+void for_pages(std::span<const std::byte> bytes, const Each& each) {
+  for (size_t i = 0; i < bytes.size() / kPageSize; ++i)
+    each(i, Page(bytes.data() + i * kPageSize, kPageSize));
+}
+
+uint64_t hash_of(Page page) {
+  return XXH3_64bits(page.data(), page.size());
+}
+
+/// Where the kernel keeps something of its own there is nothing to compare.
+bool is_compared(const Vma& vma) {
+  return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate ||
+         vma.kind == VmaKind::kFileShared || vma.kind == VmaKind::kShmem;
+}
+
+Status send_run(const tracee::Memory& memory, AddressRange range, wire::RecordWriter& writer) {
+  std::vector<std::byte> bytes(kPages * kPageSize);
+  for (RemoteAddr at = range.start; at < range.end; at = at + bytes.size()) {
+    const AddressRange part{at, std::min(at + bytes.size(), range.end)};
+    const std::span<std::byte> read = std::span(bytes).first(part.size());
+    TRY(memory.read_ranges({&part, 1}, read));
+    wire::PageHashes message;
+    message.set_start(at.value());
+    for_pages(read, [&](size_t, Page page) { message.add_hashes(hash_of(page)); });
+    TRY(writer.write_message(wire::RecordType::kPageHashes, message));
+  }
+  return {};
+}
+
+/// The pages that differ, as far as an error names them.
+class Difference {
+ public:
+  void add(RemoteAddr page, const char* how) {
+    if (++count_ <= kNamed) named_ += fmt::format("{}{} {}", named_.empty() ? "" : ", ", page, how);
+  }
+  [[nodiscard]] Status status() const {
+    if (count_ == 0) return {};
+    Error error = fail(ErrorKind::kCorrupt, "verify memory",
+                       fmt::format("{} page{}: {}{}", count_, count_ == 1 ? "" : "s", named_,
+                                   count_ > kNamed ? ", ..." : ""),
+                       "what was built here is not what was frozen");
+    error.remedy = "please report this, with what GODWIT_LOG=debug tells on both sides";
+    return error;
+  }
+
+ private:
+  static constexpr uint64_t kNamed = 8;
+  uint64_t count_ = 0;
+  std::string named_;
+};
+
+Status compare_contents(const wire::PageHashes& expected, const uffd::PageInstaller& installer,
+                        Difference& difference) {
+  std::vector<RemoteAddr> pages;
+  for (int i = 0; i < expected.hashes_size(); ++i)
+    pages.emplace_back(expected.start() + static_cast<uint64_t>(i) * kPageSize);
+  std::vector<std::byte> bytes(pages.size() * kPageSize);
+  TRY(installer.read_pages(pages, bytes));
+  for_pages(bytes, [&](size_t i, Page page) {
+    if (hash_of(page) != expected.hashes(static_cast<int>(i))) difference.add(pages[i], "differs");
+  });
+  return {};
+}
+
+/// What only this side has must be empty: a huge page brings more than was asked for.
+Status compare_surplus(const std::vector<AddressRange>& surplus, const uffd::PageInstaller& installer,
+                       Difference& difference) {
+  for (const AddressRange& range : surplus) {
+    for (RemoteAddr at = range.start; at < range.end; at = at + kPageSize) {
+      std::array<std::byte, kPageSize> page;
+      TRY(installer.read_pages({&at, 1}, page));
+      if (!codec::is_zero_page(page)) difference.add(at, "should be empty");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker, const Layout& layout,
+                             wire::RecordWriter& writer) {
+  uint64_t pages = 0;
+  for (const Vma& vma : layout) {
+    if (!is_compared(vma)) continue;
+    for (const PageRun& run : TRY(tracker.survey(vma.range))) {
+      if (!run.present) continue;
+      TRY(send_run(memory, run.range, writer));
+      pages += run.range.pages();
+    }
+  }
+  return pages;
+}
+
+Status MemoryCheck::compare(pid_t pid, const Layout& layout, const uffd::PageInstaller& installer) const {
+  if (expected_.empty()) return {};
+  Difference difference;
+  PageSet told;
+  for (const wire::PageHashes& expected : expected_) {
+    TRY(compare_contents(expected, installer, difference));
+    const RemoteAddr start(expected.start());
+    told.insert({start, start + static_cast<uint64_t>(expected.hashes_size()) * kPageSize});
+  }
+  auto scanner = TRY(uffd::PageScanner::create(pid, 1));
+  for (const Vma& vma : layout) {
+    // Own pages of a private mapping: not those that show its file.
+    if (vma.kind != VmaKind::kAnonymous && vma.kind != VmaKind::kFilePrivate) continue;
+    constexpr uint64_t kOwn = uapi::kPageIsPresent | uapi::kPageIsFile;
+    const uffd::ScanQuery own{.all = kOwn, .report = kOwn, .inverted = uapi::kPageIsFile};
+    uffd::PageRegions found;
+    TRY(scanner.scan(vma.range, own, found));
+    PageSet surplus;
+    for (const uapi::PageRegion& region : found) surplus.insert(range_of(region.start, region.end));
+    for (const AddressRange& known : told.runs_in(vma.range)) surplus.erase(known);
+    TRY(compare_surplus(surplus.runs(), installer, difference));
+  }
+  return difference.status();
+}
+
+}  // namespace godwit::migration

@@ -1,0 +1,34 @@
+// Memory compared page by page across the hosts, before COMMIT (`--verify`). Place in the pipeline: the
+// source hashes what it froze, behind the last pages; the destination holds it against what it built, when
+// all has arrived. Thread: the control lane's on either side.
+#pragma once
+
+#include "engine/base/result.h"
+#include "engine/model/dirty_tracker.h"
+#include "engine/model/page_set.h"
+#include "engine/model/vma.h"
+#include "engine/tracee/memory.h"
+#include "engine/wire/record_writer.h"
+#include "engine/wire/state.pb.h"
+#include "uffd/page_installer.h"
+
+namespace godwit::migration {
+
+/// Hashes every page that the frozen process holds, a shared object's or a file's through its mapping.
+/// Returns their number. Errors: of reading, of the writer.
+Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker, const Layout& layout,
+                             wire::RecordWriter& writer);
+
+/// The destination's half: hashes are kept until there is memory to compare.
+class MemoryCheck {
+ public:
+  void expect(wire::PageHashes hashes) { expected_.push_back(std::move(hashes)); }
+  /// Nothing if no hash was sent. Errors: Corrupt naming pages whose contents differ, or that only this side
+  /// has.
+  [[nodiscard]] Status compare(pid_t pid, const Layout& layout, const uffd::PageInstaller& installer) const;
+
+ private:
+  std::vector<wire::PageHashes> expected_;
+};
+
+}  // namespace godwit::migration
