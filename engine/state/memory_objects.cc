@@ -10,6 +10,8 @@
 #include <algorithm>
 #include <set>
 
+#include "engine/base/files.h"
+
 namespace godwit::state {
 namespace {
 
@@ -21,12 +23,15 @@ constexpr unsigned kMfdExec = 0x10;
 constexpr unsigned kMfdExec = MFD_EXEC;
 #endif
 
-/// `name` is how /proc shows it: "/memfd:NAME (deleted)" or "/dev/zero (deleted)".
-std::optional<ObjectSource> open_source(const std::string& path, std::string_view name) {
+/// What is there now, which in a running process may be something else than what was seen there.
+std::optional<ObjectSource> open_source(const std::string& path) {
   ObjectSource source;
   source.fd = Fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   struct stat st {};
   if (!source.fd.valid() || ::fstat(source.fd.get(), &st) != 0) return std::nullopt;
+  const auto link = read_link(fmt::format("/proc/self/fd/{}", source.fd.get()));
+  if (!link.ok()) return std::nullopt;
+  std::string_view name = link.value();  // "/memfd:NAME (deleted)" or "/dev/zero (deleted)"
   const uint64_t device = uint64_t{major(st.st_dev)} << 32 | minor(st.st_dev);
   source.info.set_id(object_key(device, st.st_ino));
   source.info.set_size(static_cast<uint64_t>(st.st_size));
@@ -92,11 +97,13 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
   };
   for (const Vma& vma : layout) {
     if (!shows_object(vma)) continue;
-    add(open_source(process.path(fmt::format("map_files/{}", vma.range)), vma.path));
+    auto source = open_source(process.path(fmt::format("map_files/{}", vma.range)));
+    if (source && source->info.id() == object_key(vma.device, vma.inode)) add(std::move(source));
   }
   for (const OpenFile& file : files) {
-    if (file.link.starts_with(kMemfdPrefix))
-      add(open_source(process.path(fmt::format("fd/{}", file.number())), file.link));
+    if (!file.link.starts_with(kMemfdPrefix)) continue;
+    auto source = open_source(process.path(fmt::format("fd/{}", file.number())));
+    if (source && source->info.kind() == wire::MemoryObject::MEMFD) add(std::move(source));
   }
   return found;
 }

@@ -17,6 +17,7 @@
 #include <csignal>
 
 #include "engine/base/files.h"
+#include "engine/state/memory_objects.h"
 #include "tests/kernel/state_fds_fixture.h"
 
 namespace godwit::state {
@@ -459,6 +460,29 @@ TEST_F(DescriptorsTest, MemfdsKeepNameSealsAndOffset) {
   EXPECT_EQ(read_all(destination->fd(4)), "ntents");
   EXPECT_EQ(::write(destination->fd(3).get(), "x", 1), -1);
   EXPECT_EQ(errno, EPERM);
+}
+
+/// A layout is old as soon as it is read: a memfd mapped where it tells of anonymous shared memory must not
+/// be carried as such.
+TEST_F(DescriptorsTest, AnObjectIsWhatIsMappedNow) {
+  Source source([&] {
+    const int memfd = must(::memfd_create("m", 0));
+    must(::ftruncate(memfd, kPageSize));
+    ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+    ::close(memfd);
+  });
+  Layout layout = source.process().layout().take();
+  std::erase_if(layout, [](const Vma& vma) { return !shows_object(vma); });
+  ASSERT_EQ(layout.size(), 1U);
+  const auto now = find_objects(source.process(), layout, {});
+  ASSERT_TRUE(now.ok() && now.value().size() == 1);
+  EXPECT_EQ(now.value()[0].info.kind(), wire::MemoryObject::MEMFD);
+  EXPECT_EQ(now.value()[0].info.name(), "m");
+  layout[0].path = "/dev/zero (deleted)";
+  layout[0].inode += 1;
+  const auto then = find_objects(source.process(), layout, {});
+  ASSERT_TRUE(then.ok());
+  EXPECT_TRUE(then.value().empty()) << then.value()[0].info.DebugString();
 }
 
 // ---- the unknown
