@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <sys/syscall.h>
 
+#include <thread>
+
 #include "engine/base/fault_point.h"
 #include "engine/tracee/injector.h"
 
@@ -13,12 +15,26 @@ namespace {
 /// is resolved by the kernel itself, so that it sees writes of the kernel all the same.
 constexpr int kUserModeOnly = 1;
 
+/// For a thread that cannot stop at the moment: it waits for a disk, or for its vfork child.
+constexpr Nanos kPatience = std::chrono::seconds(10);
+constexpr Nanos kPause = std::chrono::milliseconds(20);
+
+Result<tracee::Frozen> freeze_patiently(const tracee::Process& process, Nanos& begin) {
+  const Nanos end = monotonic_now() + kPatience;
+  for (;;) {
+    begin = monotonic_now();
+    auto frozen = tracee::Frozen::freeze(process);
+    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || begin > end) return frozen;
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
 }  // namespace
 
 Result<std::unique_ptr<uffd::WpTracker>> arm_tracker(const tracee::Process& process,
                                                      InterruptedCalls& interrupted) {
-  const Nanos begin = monotonic_now();
-  auto frozen = TRY(tracee::Frozen::freeze(process));
+  Nanos begin{};
+  auto frozen = TRY(freeze_patiently(process, begin));
   TRY(interrupted.look(frozen, begin));
   auto injector = TRY(tracee::Injector::create(frozen));
   tracee::Batch make;

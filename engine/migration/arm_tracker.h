@@ -11,8 +11,8 @@
 namespace godwit::migration {
 
 /// A userfaultfd belongs to the address space of its maker, so the target makes it; once it is taken out, the
-/// target's own number is closed. The process stands still for some 100 us. Nothing is tracked yet. Errors:
-/// TargetGone, Denied, Unsupported, Retry.
+/// target's own number is closed. The process stands still for some 100 us. Nothing is tracked yet. A thread
+/// that cannot stop is waited for, ten seconds at most. Errors: TargetGone, Denied, Unsupported, Retry.
 Result<std::unique_ptr<uffd::WpTracker>> arm_tracker(const tracee::Process& process,
                                                      InterruptedCalls& interrupted);
 
