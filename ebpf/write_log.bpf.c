@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Which pages of one address space may have been written, told by those who write. Loaded by write_log.cc;
+/* Where one address space may have been written, told by those who write. Loaded by write_log.cc;
  * why the log misses nothing, or knows when it might, stands in docs/decisions/write-log.md. */
 #include <linux/bpf.h>
 
@@ -79,13 +79,12 @@ static void trip(int why) {
 }
 
 /* asm/trap_pf.h */
-#define PF_PROT 1ul
 #define PF_WRITE 2ul
 
 static int note_fault(unsigned long address, unsigned long error) {
-  if (!(error & PF_WRITE) || current_mm() != watched) return 0;
-  __u64 entry = address & ~4095ull;
-  if (error & PF_PROT) entry |= GODWIT_WRITE_LOG_MAPPED;
+  /* No page of a program lies in the upper half. */
+  if (!(error & PF_WRITE) || (long)address < 0 || current_mm() != watched) return 0;
+  const __u64 entry = address;
   /* ORDER: the thread's last fault before the ring: whoever reads the head and then the map knows of this
    * fault one way or the other. */
   const __u64 thread = bpf_get_current_task();

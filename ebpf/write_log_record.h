@@ -3,11 +3,8 @@
 
 #include <linux/types.h>
 
-/* Entries of the ring; a power of two. An entry is the address of a page with flags in its low bits. */
+/* Entries of the ring; a power of two. An entry is the address of a write that was a page fault. */
 #define GODWIT_WRITE_LOG_ENTRIES (1u << 18)
-
-/* The entry's page was mapped: the write met its protection. Without it the page was missing. */
-#define GODWIT_WRITE_LOG_MAPPED 1ull
 
 /* Why the log cannot vouch for all that was written. */
 enum godwit_write_log_trip {

@@ -18,4 +18,13 @@ inline bool touch(const std::vector<AddressRange>& list, AddressRange range) {
   return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
 }
 
+/// The parts of `list` (ascending, disjoint) inside `range`.
+inline std::vector<AddressRange> parts_in(const std::vector<AddressRange>& list, AddressRange range) {
+  std::vector<AddressRange> parts;
+  auto at = std::lower_bound(list.begin(), list.end(), range.start,
+                             [](const AddressRange& r, RemoteAddr start) { return r.end <= start; });
+  for (; at != list.end() && at->start < range.end; ++at) parts.push_back(intersect(*at, range));
+  return parts;
+}
+
 }  // namespace godwit::migration

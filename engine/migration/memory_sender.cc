@@ -36,15 +36,6 @@ void sort_ranges(std::vector<AddressRange>& ranges) {
   std::sort(ranges.begin(), ranges.end(), [](AddressRange a, AddressRange b) { return a.start < b.start; });
 }
 
-/// The parts of `list` (ascending, disjoint) inside `range`.
-std::vector<AddressRange> parts_in(const std::vector<AddressRange>& list, AddressRange range) {
-  std::vector<AddressRange> parts;
-  auto at = std::lower_bound(list.begin(), list.end(), range.start,
-                             [](const AddressRange& r, RemoteAddr start) { return r.end <= start; });
-  for (; at != list.end() && at->start < range.end; ++at) parts.push_back(intersect(*at, range));
-  return parts;
-}
-
 /// `list` becomes what it was inside `allowed` (ascending), and `more`; ascending, without doubles.
 void add_ranges(std::vector<AddressRange>& list, const std::vector<AddressRange>& more,
                 const std::vector<AddressRange>& allowed) {

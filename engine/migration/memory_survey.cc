@@ -7,18 +7,11 @@
 namespace godwit::migration {
 namespace {
 
-constexpr uint64_t kHugePage = 2_MiB;
-
 /// Whether `list`, ascending, has exactly this range.
 bool is_in(const std::vector<AddressRange>& list, AddressRange range) {
   const auto at = std::lower_bound(list.begin(), list.end(), range,
                                    [](AddressRange a, AddressRange b) { return a.start < b.start; });
   return at != list.end() && *at == range;
-}
-
-AddressRange huge_page_around(RemoteAddr page, AddressRange within) {
-  const RemoteAddr start(page.value() / kHugePage * kHugePage);
-  return intersect({start, start + kHugePage}, within);
 }
 
 }  // namespace
@@ -60,39 +53,18 @@ Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
   return last;
 }
 
-/// A fault may have brought neighbours, or touched them, as far as a huge page reaches; those can be written
-/// without a fault of their own. So the log tells where to look, and the page tables tell what was written.
+/// The log tells where to look, and the page tables tell what was written.
 Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
-  PageSet written, around;
-  const auto area_of = [&](RemoteAddr at) -> const Vma* {
-    const Vma* vma = find_vma(layout_, at);
-    return vma != nullptr && is_in(rested_, vma->range) ? vma : nullptr;
-  };
-  const auto look_around = [&](const Vma& vma, RemoteAddr at) {
-    around.insert(huge_page_around(at, vma.range));
-  };
-  for (const AddressRange& range : log.pages) {
-    for (RemoteAddr at = range.start; at < range.end;) {
-      const Vma* vma = area_of(at);
-      const RemoteAddr end = vma == nullptr ? at + kPageSize : std::min(range.end, vma->range.end);
-      for (; vma != nullptr && at < end; at = at + kPageSize) look_around(*vma, at);
-      at = end;
-    }
-  }
-  for (const RemoteAddr at : log.missing) {
-    if (const Vma* vma = area_of(at)) look_around(*vma, at);
-  }
-  for (const AddressRange& range : around.runs()) {
-    written.erase(range);
-    for (const PageRun& run : TRY(tracker_.last_pass(range))) {
-      if (run.present) written.insert(run.range);
-    }
-  }
   PageSet gone;
   for (const AddressRange& range : at_rest_.discarded) gone.insert(range);
-  for (const AddressRange& range : written.runs()) {
-    gone.erase(range);
-    last.written.push_back({range, true, true});
+  for (const AddressRange& area : rested_) {
+    for (const AddressRange& part : parts_in(log.around, area)) {
+      for (const PageRun& run : TRY(tracker_.last_pass(part))) {
+        if (!run.present) continue;
+        gone.erase(run.range);
+        last.written.push_back(run);
+      }
+    }
   }
   last.discarded = gone.runs();
   last.guards = at_rest_.guards;

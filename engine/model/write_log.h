@@ -1,4 +1,4 @@
-// What the last pass asks of whoever can tell the pages that were written without looking at memory.
+// What the last pass asks of whoever can tell where pages were written, so that it need not look everywhere.
 // Implementation: ebpf/write_log. Thread: one at a time.
 #pragma once
 
@@ -13,11 +13,9 @@ namespace godwit {
 struct WrittenSince {
   /// Not empty: something happened that the log cannot vouch for, and only a look at all memory can tell.
   std::string blind;
-  /// Mapped pages that were written, ascending, disjoint. Some may have been written shortly before the mark.
-  std::vector<AddressRange> pages;
-  /// Pages that were missing when they were written, ascending. A fault may have brought neighbours with it,
-  /// as far as the next multiples of a huge page; those can be written without another fault.
-  std::vector<RemoteAddr> missing;
+  /// Else whatever was written lies in here: ascending, disjoint. Most pages in it were not written, or
+  /// shortly before the mark.
+  std::vector<AddressRange> around;
 };
 
 class WriteLog {
