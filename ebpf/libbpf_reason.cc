@@ -1,10 +1,12 @@
 #include "ebpf/libbpf_reason.h"
 
 #include <bpf/libbpf.h>
+#include <fmt/format.h>
 
 #include <array>
 #include <cstdarg>
 #include <cstdio>
+#include <utility>
 
 #include "engine/base/files.h"
 #include "engine/base/log.h"
@@ -33,8 +35,12 @@ void hear_libbpf() {
   ::libbpf_set_print(&hear);
 }
 
-const std::string& libbpf_reason() {
-  return words();
+Error unsupported(const char* operation, std::string subject, int err, std::string_view without) {
+  Error error = fail_errno(operation, std::move(subject), err);
+  error.kind = ErrorKind::kUnsupported;
+  error.remedy = fmt::format("{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it {}", words(),
+                             words().empty() ? "" : "; ", without);
+  return error;
 }
 
 }  // namespace godwit::ebpf

@@ -2,12 +2,16 @@
 #pragma once
 
 #include <string>
+#include <string_view>
+
+#include "engine/base/result.h"
 
 namespace godwit::ebpf {
 
 /// Sends libbpf's words to the debug log and forgets what it said before on this thread.
 void hear_libbpf();
-/// The first warning since.
-const std::string& libbpf_reason();
+/// Why `operation` on `subject` is not possible here: `err`, the first warning since, what it takes, and what
+/// the caller does `without` it ("without it ..."). Kind: Unsupported.
+Error unsupported(const char* operation, std::string subject, int err, std::string_view without);
 
 }  // namespace godwit::ebpf

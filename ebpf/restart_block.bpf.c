@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#include "ebpf/iter_task.bpf.h"
 #include "ebpf/restart_record.h"
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -90,17 +91,6 @@ struct hrtimer {
 /* On the stack of a thread that waits with a timeout. */
 struct hrtimer_sleeper {
   struct hrtimer timer;
-  struct task_struct* task;
-};
-
-struct seq_file;
-
-struct bpf_iter_meta {
-  struct seq_file* seq;
-};
-
-struct bpf_iter__task {
-  struct bpf_iter_meta* meta;
   struct task_struct* task;
 };
 

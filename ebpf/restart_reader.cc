@@ -1,16 +1,11 @@
 #include "ebpf/restart_reader.h"
 
-#include <bpf/bpf.h>
 #include <bpf/libbpf.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <filesystem>
-#include <iterator>
 #include <map>
 #include <string>
-#include <system_error>
 #include <utility>
 
 #pragma GCC diagnostic push
@@ -19,7 +14,7 @@
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
 #include "ebpf/restart_record.h"
-#include "engine/base/fd.h"
+#include "ebpf/thread_iteration.h"
 #include "engine/base/files.h"
 #include "engine/base/log.h"
 
@@ -59,13 +54,8 @@ Names read_names() {
 }
 
 Error unsupported(const char* operation, pid_t pid, int err) {
-  Error error = fail_errno(operation, fmt::format("the threads of pid {}", pid), err);
-  error.kind = ErrorKind::kUnsupported;
-  error.remedy = fmt::format(
-      "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it interrupted sleeps, "
-      "futex waits and polls begin their time anew",
-      libbpf_reason(), libbpf_reason().empty() ? "" : "; ");
-  return error;
+  return ebpf::unsupported(operation, fmt::format("the threads of pid {}", pid), err,
+                           "interrupted sleeps, futex waits and polls begin their time anew");
 }
 
 RestartBlock to_block(const godwit_restart_record& record, const Names& names) {
@@ -97,10 +87,7 @@ RestartBlock to_block(const godwit_restart_record& record, const Names& names) {
 restart_block_bpf* load(pid_t pid) {
   restart_block_bpf* program = restart_block_bpf::open();
   if (program == nullptr) return nullptr;
-  std::error_code ignored;
-  const std::filesystem::directory_iterator tasks(fmt::format("/proc/{}/task", pid), ignored);
-  const auto threads = ignored ? 0 : std::distance(begin(tasks), end(tasks));
-  ::bpf_map__set_max_entries(program->maps.notes, static_cast<__u32>(1024 + 2 * threads));
+  ::bpf_map__set_max_entries(program->maps.notes, static_cast<__u32>(1024 + 2 * count_threads(pid)));
   const int failed = restart_block_bpf::load(program);
   if (failed == 0) return program;
   restart_block_bpf::destroy(program);
@@ -115,9 +102,9 @@ struct RestartReader::Loaded {
   Names names;
   std::unique_ptr<restart_block_bpf, void (*)(restart_block_bpf*)> program{nullptr,
                                                                            &restart_block_bpf::destroy};
-  std::unique_ptr<bpf_link, int (*)(bpf_link*)> link{nullptr, &bpf_link__destroy};
-  std::unique_ptr<bpf_link, int (*)(bpf_link*)> notes{nullptr, &bpf_link__destroy};
-  std::vector<godwit_restart_record> records;  // kept between reads for their room
+  Link threads;
+  Link notes;
+  std::vector<std::byte> said;  // kept between reads for its room
 };
 
 RestartReader::RestartReader(std::unique_ptr<Loaded> loaded) : loaded_(std::move(loaded)) {}
@@ -131,14 +118,8 @@ Result<RestartReader> RestartReader::create(pid_t pid) {
   loaded->pid = pid;
   loaded->program.reset(load(pid));
   if (!loaded->program) return unsupported("load a BPF iterator", pid, errno);
-  // KERNEL: the iterator takes the number in the pid namespace of whoever makes the iteration, that is ours.
-  bpf_iter_link_info info{};
-  info.task.pid = static_cast<__u32>(pid);
-  DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options);
-  options.link_info = &info;
-  options.link_info_len = sizeof info;
-  loaded->link.reset(::bpf_program__attach_iter(loaded->program->progs.read_restart_block, &options));
-  if (!loaded->link) return unsupported("attach a BPF iterator", pid, errno);
+  loaded->threads = attach_to_threads(loaded->program->progs.read_restart_block, pid);
+  if (!loaded->threads) return unsupported("attach a BPF iterator", pid, errno);
   loaded->names = read_names();
   RestartReader reader(std::move(loaded));
   // The first iteration costs eight times the later ones; and it tells the other program whom to watch.
@@ -152,22 +133,10 @@ Result<RestartReader> RestartReader::create(pid_t pid) {
 }
 
 Result<std::vector<RestartBlock>> RestartReader::read(std::span<const pid_t> tids) {
-  const std::string subject = fmt::format("the threads of pid {}", loaded_->pid);
-  const Fd iteration(::bpf_iter_create(::bpf_link__fd(loaded_->link.get())));
-  if (!iteration.valid()) return fail_errno("create a BPF iteration", subject);
-  std::vector<godwit_restart_record>& records = loaded_->records;
-  records.resize(std::max<size_t>(tids.size() + 1, 64));
-  size_t bytes = 0;
-  for (;;) {
-    if (bytes / sizeof records[0] + 1 >= records.size()) records.resize(records.size() * 2);
-    const ssize_t got = ::read(iteration.get(), reinterpret_cast<std::byte*>(records.data()) + bytes,
-                               records.size() * sizeof records[0] - bytes);
-    if (got < 0 && (errno == EINTR || errno == EAGAIN)) continue;
-    if (got < 0) return fail_errno("read a BPF iteration", subject);
-    if (got == 0) break;
-    bytes += static_cast<size_t>(got);
-  }
-  const std::span<godwit_restart_record> found = std::span(records).first(bytes / sizeof records[0]);
+  std::vector<std::byte>& said = loaded_->said;
+  TRY(visit_threads(loaded_->threads, loaded_->pid, said));
+  const std::span found(reinterpret_cast<godwit_restart_record*>(said.data()),
+                        said.size() / sizeof(godwit_restart_record));
   std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.tid < b.tid; });
   std::vector<RestartBlock> blocks;
   blocks.reserve(tids.size());

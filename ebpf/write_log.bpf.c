@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
+#include "ebpf/iter_task.bpf.h"
 #include "ebpf/write_log_record.h"
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -20,17 +21,6 @@ struct task_struct {
 
 struct pt_regs___x86 {
   unsigned long orig_ax;
-};
-
-struct seq_file;
-
-struct bpf_iter_meta {
-  struct seq_file* seq;
-};
-
-struct bpf_iter__task {
-  struct bpf_iter_meta* meta;
-  struct task_struct* task;
 };
 
 #pragma clang attribute pop

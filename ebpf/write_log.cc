@@ -3,22 +3,18 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <array>
 #include <bitset>
-#include <filesystem>
-#include <iterator>
 #include <map>
-#include <system_error>
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsign-conversion"  // what bpftool writes
 #include "ebpf/write_log.skel.h"
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
+#include "ebpf/thread_iteration.h"
 #include "ebpf/write_log_record.h"
-#include "engine/base/fd.h"
 #include "engine/base/mapping.h"
 #include "engine/base/units.h"
 
@@ -29,21 +25,9 @@ constexpr std::array<const char*, GODWIT_TRIPS> kTrips{
     "its address space was reached into or changed (mmap, brk, process_vm_writev, a reader of its maps, ...)",
     "madvise was called", "it has more threads than the log knows"};
 
-using Link = std::unique_ptr<bpf_link, int (*)(bpf_link*)>;
-
 Error unsupported(const char* operation, pid_t pid, int err) {
-  Error error = fail_errno(operation, fmt::format("the faults of pid {}", pid), err);
-  error.kind = ErrorKind::kUnsupported;
-  error.remedy = fmt::format(
-      "{}{}needs CAP_BPF, CAP_PERFMON and a kernel with BTF; without it the freeze looks at all memory",
-      libbpf_reason(), libbpf_reason().empty() ? "" : "; ");
-  return error;
-}
-
-size_t count_threads(pid_t pid) {
-  std::error_code ignored;
-  const std::filesystem::directory_iterator tasks(fmt::format("/proc/{}/task", pid), ignored);
-  return ignored ? 0 : static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
+  return ebpf::unsupported(operation, fmt::format("the faults of pid {}", pid), err,
+                           "the freeze looks at all memory");
 }
 
 write_log_bpf* load(pid_t pid) {
@@ -110,24 +94,16 @@ struct FaultLog::Loaded {
 
 /// The programs know address spaces by their mm_struct, which an iteration over the process tells them.
 Status FaultLog::Loaded::learn() {
-  bpf_iter_link_info info{};
-  info.task.pid = static_cast<__u32>(pid);
-  DECLARE_LIBBPF_OPTS(bpf_iter_attach_opts, options);
-  options.link_info = &info;
-  options.link_info_len = sizeof info;
-  const Link link(::bpf_program__attach_iter(program->progs.learn, &options), &bpf_link__destroy);
-  if (!link) return unsupported("attach a BPF iterator", pid, errno);
-  const Fd iteration(::bpf_iter_create(::bpf_link__fd(link.get())));
-  if (!iteration.valid()) return unsupported("create a BPF iteration", pid, errno);
-  std::array<std::byte, 64> nothing;
-  while (::read(iteration.get(), nothing.data(), nothing.size()) > 0) {
-  }
+  const Link threads = attach_to_threads(program->progs.learn, pid);
+  if (!threads) return unsupported("attach a BPF iterator", pid, errno);
+  std::vector<std::byte> nothing;
+  TRY(visit_threads(threads, pid, nothing));
   if (program->bss->watched != 0) return {};
   return fail(ErrorKind::kTargetGone, "watch the faults", fmt::format("pid {}", pid));
 }
 
 Status FaultLog::Loaded::attach(bpf_program* which) {
-  links.emplace_back(::bpf_program__attach(which), &bpf_link__destroy);
+  links.emplace_back(::bpf_program__attach(which));
   if (links.back()) return {};
   const int err = errno;
   links.pop_back();
