@@ -15,10 +15,6 @@ Status parse_optional(const std::optional<std::string>& text, const char* what,
 
 }  // namespace
 
-Nanos nanos_of(double seconds) {
-  return Nanos(static_cast<int64_t>(seconds * 1e9));
-}
-
 Result<uint64_t> parse_size(std::string_view text, const char* what) {
   uint64_t unit = 1;
   if (text.ends_with('k') || text.ends_with('K')) unit = uint64_t{1} << 10;
@@ -33,8 +29,8 @@ Result<uint64_t> parse_size(std::string_view text, const char* what) {
 
 Result<migration::Changes> changes_of(const LimitArguments& arguments) {
   migration::Changes changes;
-  if (arguments.downtime_limit_ms) changes.downtime = nanos_of(*arguments.downtime_limit_ms / 1e3);
-  if (arguments.timeout_s) changes.timeout = nanos_of(*arguments.timeout_s);
+  if (arguments.downtime_limit_ms) changes.downtime = from_seconds(*arguments.downtime_limit_ms / 1e3);
+  if (arguments.timeout_s) changes.timeout = from_seconds(*arguments.timeout_s);
   TRY(parse_optional(arguments.bandwidth, "--bandwidth", changes.bandwidth));
   TRY(parse_optional(arguments.dirty_limit, "--dirty-limit", changes.dirty_limit));
   changes.max_rounds = arguments.max_rounds;

@@ -9,7 +9,6 @@
 
 namespace godwit::cli {
 
-Nanos nanos_of(double seconds);
 /// "64M", "1G", "125000000". Errors: Usage naming `what`.
 Result<uint64_t> parse_size(std::string_view text, const char* what);
 Result<migration::Changes> changes_of(const LimitArguments& arguments);

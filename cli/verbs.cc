@@ -50,7 +50,7 @@ Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
   link.channels = arguments.channels;
   link.insecure = arguments.insecure;
-  link.dead_after = nanos_of(arguments.link_timeout_s);
+  link.dead_after = from_seconds(arguments.link_timeout_s);
   link.bandwidth = TRY(changes_of(arguments.limits)).bandwidth.value_or(0);
   return link;
 }
@@ -86,7 +86,7 @@ Status try_receive(const Arguments& arguments, const Events& events) {
   options.insecure = arguments.insecure;
   options.pid_namespace = TRY(pid_namespace_of(arguments.pid_namespace));
   options.hooks = arguments.hooks;
-  options.dead_after = nanos_of(arguments.link_timeout_s);
+  options.dead_after = from_seconds(arguments.link_timeout_s);
   options.on_listening = [&](const std::string& address, uint16_t port) { events.listening(address, port); };
   options.on_running = [&](pid_t pid, pid_t inner) { events.running(pid, inner); };
   if (!arguments.once) options.on_failed = [&](const Error& error) { events.failed(error, ""); };

@@ -25,5 +25,12 @@ inline timespec to_timespec(Nanos t) {
 inline int64_t to_micros(Nanos t) {
   return t.count() / 1000;
 }
+inline double to_seconds(Nanos t) {
+  return std::chrono::duration<double>(t).count();
+}
+/// Toward zero; no more than 292 years.
+inline Nanos from_seconds(double seconds) {
+  return Nanos(static_cast<int64_t>(seconds * 1e9));
+}
 
 }  // namespace godwit

@@ -3,30 +3,22 @@
 #include <algorithm>
 
 namespace godwit::migration {
-namespace {
-
-double seconds(Nanos t) {
-  return std::chrono::duration<double>(t).count();
-}
-Nanos nanos(double s) {
-  return Nanos(static_cast<int64_t>(s * 1e9));
-}
-
-}  // namespace
 
 Forecast forecast(const RoundStats& last, Nanos state_cost) {
   Forecast f;
-  const double copy = std::max(0.0, seconds(last.duration - last.scan));
+  const double copy = std::max(0.0, to_seconds(last.duration - last.scan));
   const double cost_of_page = last.pages == 0 ? 0 : copy / static_cast<double>(last.pages);
-  const double interval = seconds(last.round == 0 ? last.duration : last.interval);
+  const double interval = to_seconds(last.round == 0 ? last.duration : last.interval);
   // The bulk round says nothing of the rate: every populated page counts as written. Assume the worst.
   f.dirty_pages_per_second = interval <= 0 ? 0 : static_cast<double>(last.pages) / interval;
-  const auto downtime = [&](double pages) { return state_cost + last.scan + nanos(pages * cost_of_page); };
+  const auto downtime = [&](double pages) {
+    return state_cost + last.scan + from_seconds(pages * cost_of_page);
+  };
   // Nobody can write more distinct pages than there are: the last round's set bounds the next in practice.
   const double most = static_cast<double>(last.pages);
-  f.pages_at_freeze = std::min(most, f.dirty_pages_per_second * seconds(last.duration));
+  f.pages_at_freeze = std::min(most, f.dirty_pages_per_second * to_seconds(last.duration));
   f.downtime = downtime(f.pages_at_freeze);
-  const double next_round = seconds(last.scan) + f.pages_at_freeze * cost_of_page;
+  const double next_round = to_seconds(last.scan) + f.pages_at_freeze * cost_of_page;
   f.after_next_round = downtime(std::min(most, f.dirty_pages_per_second * next_round));
   return f;
 }

@@ -130,13 +130,13 @@ double DirtyRate::pages_per_second() const {
     pages += static_cast<double>(sample.pages);
     time += sample.interval;
   }
-  return time > Nanos{} ? pages / std::chrono::duration<double>(time).count() : 0;
+  return time > Nanos{} ? pages / to_seconds(time) : 0;
 }
 
 double DirtyRate::most() const {
   double most = 0;
   for (const DirtySample& sample : samples) {
-    const double seconds = std::chrono::duration<double>(sample.interval).count();
+    const double seconds = to_seconds(sample.interval);
     most = std::max(most, static_cast<double>(sample.pages) / seconds);
   }
   return most;

@@ -27,7 +27,7 @@ void LinkRate::add(size_t bytes, Nanos blocked) {
   bytes_ += bytes;
   blocked_ += blocked;
   if (bytes_ < kWindow) return;
-  const double seconds = std::max(std::chrono::duration<double>(blocked_).count(), 1e-9);
+  const double seconds = std::max(to_seconds(blocked_), 1e-9);
   rate_ = static_cast<double>(bytes_) / seconds;
   bytes_ = 0;
   blocked_ = Nanos{};

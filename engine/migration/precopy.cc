@@ -314,7 +314,7 @@ void Precopy::round_begins(const RoundStats& stats) {
 
 void Precopy::round_ends(const RoundStats& stats, const Forecast& ahead) {
   control_.publish([&](Statistics& s) {
-    const double seconds = std::chrono::duration<double>(stats.duration).count();
+    const double seconds = to_seconds(stats.duration);
     s.round_ended = true;
     s.transferred = std::max(s.transferred, wire_bytes());
     s.bytes_per_second = seconds > 0 ? static_cast<double>(stats.wire_bytes) / seconds : 0;
@@ -328,7 +328,7 @@ void Precopy::round_ends(const RoundStats& stats, const Forecast& ahead) {
 void Precopy::tell(const char* phase, const Forecast& ahead) {
   if (!options_.progress) return;
   const RoundStats& last = report_.rounds.back();
-  const double seconds = std::chrono::duration<double>(last.duration).count();
+  const double seconds = to_seconds(last.duration);
   options_.progress({phase, last.round, last.pages, wire_bytes(),
                      seconds > 0 ? static_cast<double>(last.wire_bytes) / seconds : 0,
                      ahead.dirty_pages_per_second, ahead.downtime, level_});

@@ -33,7 +33,7 @@ uint64_t Statistics::remaining() const {
 }
 
 double Statistics::rate(Nanos now) const {
-  const double seconds = std::chrono::duration<double>(now - round_started).count();
+  const double seconds = to_seconds(now - round_started);
   // Less than that says nothing yet.
   constexpr double kTelling = 0.05;
   if (state != JobState::kActive || round_ended || seconds < kTelling) return bytes_per_second;

@@ -18,7 +18,7 @@ void TokenBucket::set_rate(uint64_t bytes_per_second) {
 }
 
 void TokenBucket::refill(Nanos now) {
-  const double seconds = std::chrono::duration<double>(now - last_).count();
+  const double seconds = to_seconds(now - last_);
   const auto rate = static_cast<double>(rate_);
   level_ = std::min(level_ + rate * seconds, rate * kBurstSeconds);
   last_ = now;
@@ -32,7 +32,7 @@ Nanos TokenBucket::take(uint64_t bytes, Nanos now) {
   refill(now);
   if (level_ < 0) {
     const double seconds = -level_ / static_cast<double>(rate_);
-    return std::max(Nanos(1), std::chrono::duration_cast<Nanos>(std::chrono::duration<double>(seconds)));
+    return std::max(Nanos(1), from_seconds(seconds));
   }
   level_ -= static_cast<double>(bytes);
   return Nanos(0);

@@ -79,7 +79,7 @@ class ThrottleTest : public testing::Test {
     const uint64_t counted = work_->counted, written = work_->written;
     const Nanos begin = monotonic_now();
     std::this_thread::sleep_for(milliseconds(500));
-    const double time = std::chrono::duration<double>(monotonic_now() - begin).count();
+    const double time = to_seconds(monotonic_now() - begin);
     return {static_cast<double>(work_->counted - counted) / time,
             static_cast<double>(work_->written - written) / time};
   }

@@ -308,7 +308,7 @@ TEST(ChannelSet, SharesALimitAndCountsTogether) {
     for (size_t k = 0; k < 10; ++k) ASSERT_TRUE(set.at(i).write(pattern(100'000)).ok());
   ASSERT_TRUE(set.flush().ok());
   readers.clear();
-  const double seconds = std::chrono::duration<double>(monotonic_now() - begin).count();
+  const double seconds = to_seconds(monotonic_now() - begin);
   std::printf("3 MB at a limit of 10 MB/s took %.3f s\n", seconds);
   EXPECT_EQ(set.bytes_sent(), 3'000'000u);
   EXPECT_EQ(set.index_of(RemoteAddr(0)), 0u);

@@ -85,7 +85,7 @@ TEST(TokenBucket, TheNextPieceWaitsUntilTheLastIsPaid) {
   bucket.set_rate(1000);
   EXPECT_EQ(bucket.take(500, 10s), 0ns) << "a piece of any size passes; 50 ms are saved up";
   const Nanos wait = bucket.take(1, 10s);
-  EXPECT_NEAR(std::chrono::duration<double>(wait).count(), 0.45, 1e-6);
+  EXPECT_NEAR(to_seconds(wait), 0.45, 1e-6);
   EXPECT_EQ(bucket.take(1, 10s + 451ms), 0ns);
 }
 

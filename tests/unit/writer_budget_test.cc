@@ -26,7 +26,7 @@ Ran simulate(double rate, Nanos time, uint64_t limit = kLimit) {
   while (now < time) {
     now += run;
     ran += run;
-    const double seconds_run = std::chrono::duration<double>(ran).count();
+    const double seconds_run = to_seconds(ran);
     const auto faults = static_cast<uint64_t>(rate * seconds_run / double{kPageSize});
     for (;;) {
       const WriterBudget::Turn turn = budget.look(faults, now, stood, limit);
@@ -38,7 +38,7 @@ Ran simulate(double rate, Nanos time, uint64_t limit = kLimit) {
       stood = turn.stand;
     }
   }
-  return {rate * std::chrono::duration<double>(ran).count() / std::chrono::duration<double>(now).count(),
+  return {rate * to_seconds(ran) / to_seconds(now),
           static_cast<double>(ran.count()) / static_cast<double>(now.count())};
 }
 
