@@ -1,9 +1,11 @@
-// Which areas' pages travel from the source's memory. For the sources of the memory sender.
+// Which areas, and which of their pages, travel from the source's memory. For the sources of the memory
+// sender.
 #pragma once
 
 #include <algorithm>
 #include <vector>
 
+#include "engine/model/page_run.h"
 #include "engine/model/vma.h"
 
 namespace godwit::migration {
@@ -12,6 +14,12 @@ namespace godwit::migration {
 inline bool is_carried(const Vma& vma) {
   if (vma.kind == VmaKind::kFileShared) return vma.has_flag("mw");
   return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate;
+}
+
+/// Whether these pages are the process' own: a clean page of a private file mapping is its file's, and what
+/// holds nothing is nobody's.
+inline bool is_own(const Vma& vma, const PageRun& run) {
+  return run.present && !(run.file && vma.kind == VmaKind::kFilePrivate);
 }
 
 inline bool touch(const std::vector<AddressRange>& list, AddressRange range) {

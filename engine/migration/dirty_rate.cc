@@ -2,11 +2,13 @@
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 
 #include "engine/base/files.h"
 #include "engine/migration/arm_tracker.h"
+#include "engine/migration/carried.h"
 #include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
 
@@ -17,7 +19,7 @@ constexpr Nanos kSample = std::chrono::seconds(1);
 constexpr int kLookMillis = 50;
 
 bool counted(const Vma& vma) {
-  if (vma.kind == VmaKind::kFileShared) return (vma.prot & 2) != 0;  // PROT_WRITE
+  if (vma.kind == VmaKind::kFileShared) return (vma.prot & PROT_WRITE) != 0;
   return vma.kind == VmaKind::kAnonymous || vma.kind == VmaKind::kFilePrivate;
 }
 
@@ -106,8 +108,7 @@ class Measurement {
     if (!runs.ok()) return runs.error();
     uint64_t pages = 0;
     for (const PageRun& run : runs.value()) {
-      // A clean page of a file is not this process' own.
-      if (run.present && !(run.file && vma.kind == VmaKind::kFilePrivate)) pages += run.range.pages();
+      if (is_own(vma, run)) pages += run.range.pages();
     }
     return pages;
   }

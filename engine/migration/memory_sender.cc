@@ -118,7 +118,7 @@ Result<PageRuns> MemorySender::collect() {
     clean_.push_back(vma.range);
     for (const PageRun& run : TRY(std::move(runs))) {
       // A clean page of a private file mapping comes from the destination's file.
-      if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) continue;
+      if (!is_own(vma, run)) continue;
       if (vma.kind == VmaKind::kFileShared)
         shared_files_.insert(run.range);
       else
@@ -153,7 +153,7 @@ Status MemorySender::add_unmarked(PageRuns& found) {
     for (const AddressRange& part : parts_in(fresh_, vma.range)) {
       for (const PageRun& run : TRY(tracker_.survey(part))) {
         if (run.present && vma.kind == VmaKind::kFileShared) shared_files_.insert(run.range);
-        if (run.present && !run.file && vma.kind != VmaKind::kFileShared) populated.insert(run.range);
+        if (is_own(vma, run) && vma.kind != VmaKind::kFileShared) populated.insert(run.range);
       }
     }
     for (const AddressRange& known : told.runs_in(vma.range)) populated.erase(known);

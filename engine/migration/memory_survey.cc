@@ -73,7 +73,7 @@ Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
 
 void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& last) {
   if (run.guard) last.guards.push_back(run.range);
-  if (!run.present || (run.file && vma.kind == VmaKind::kFilePrivate)) return;
+  if (!is_own(vma, run)) return;
   if (vma.kind == VmaKind::kFileShared)
     shared_files_.insert(run.range);
   else
@@ -101,7 +101,7 @@ Status MemorySender::add_reverted(const Vma& vma, LastPass& last) {
     PageSet reverted;
     reverted.insert(held);
     for (const PageRun& run : TRY(tracker_.survey(held))) {
-      if (run.present && !run.file) reverted.erase(run.range);
+      if (is_own(vma, run)) reverted.erase(run.range);
     }
     for (const AddressRange& range : reverted.runs()) last.discarded.push_back(range);
   }
@@ -113,7 +113,7 @@ Status MemorySender::survey_all(const Vma& vma, LastPass& last) {
   for (const AddressRange& range : held_.runs_in(vma.range)) missing.insert(range);
   for (const PageRun& run : TRY(tracker_.survey(vma.range))) {
     add_written(vma, run, last);
-    if (run.present && !run.file) missing.erase(run.range);
+    if (is_own(vma, run)) missing.erase(run.range);
   }
   if (vma.shared) return {};
   for (const AddressRange& range : missing.runs()) last.discarded.push_back(range);
