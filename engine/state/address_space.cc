@@ -236,9 +236,7 @@ std::optional<Finding> judge(const Vma& vma) {
 /// An area that appeared after the check, and may be gone in a moment: a ring, a file that was just deleted.
 Status refuse_unmovable(const Layout& layout) {
   for (const Vma& vma : layout) {
-    if (const auto found = judge(vma))
-      return fail(ErrorKind::kRetry, "capture " + found->what, found->subject,
-                  found->why + "; " + found->remedy);
+    if (const auto found = judge(vma)) return capture_error(ErrorKind::kRetry, *found);
   }
   return {};
 }

@@ -55,9 +55,7 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
 
 /// In the freeze it may be there for a moment only, as the check did not see it.
 Error unclaimed_error(const OpenFile& file, bool frozen) {
-  const Finding finding = describe_unclaimed(file);
-  return fail(frozen ? ErrorKind::kRetry : ErrorKind::kUnsupported, "capture " + finding.what,
-              finding.subject, finding.why + ": " + finding.remedy);
+  return capture_error(frozen ? ErrorKind::kRetry : ErrorKind::kUnsupported, describe_unclaimed(file));
 }
 
 Status capture_one(CaptureContext& ctx, const OpenFile& file, wire::Description& out) {

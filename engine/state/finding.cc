@@ -14,4 +14,8 @@ std::string to_line(const Finding& f) {
   return fmt::format("{}: {}: {}: {}; {}", f.room, f.subject, f.what, f.why, f.remedy);
 }
 
+Error capture_error(ErrorKind kind, const Finding& f, SourceLocation origin) {
+  return fail(kind, "capture " + f.what, f.subject, f.why + ": " + f.remedy, origin);
+}
+
 }  // namespace godwit::state

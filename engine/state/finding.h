@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/result.h"
+
 namespace godwit::state {
 
 struct Finding {
@@ -22,5 +24,9 @@ using Findings = std::vector<Finding>;
 bool any_fatal(const Findings& findings);
 /// One line: "tcp: fd 7 (socket:[4711]): what: why; remedy".
 std::string to_line(const Finding& finding);
+/// The same, when it stands in the way of a capture. kRetry: it was not there at the check, and may be gone
+/// in a moment.
+Error capture_error(ErrorKind kind, const Finding& finding,
+                    SourceLocation origin = SourceLocation::current());
 
 }  // namespace godwit::state

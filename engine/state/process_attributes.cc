@@ -123,9 +123,7 @@ Status capture_proc_files(const tracee::Process& process, wire::ProcessState& st
 Result<std::string> capture(CaptureContext& context) {
   Findings children;
   TRY(check_children(context.process, children));
-  if (!children.empty())
-    return fail(ErrorKind::kRetry, "capture a process with a child", children.front().subject,
-                children.front().why + "; " + children.front().remedy);
+  if (!children.empty()) return capture_error(ErrorKind::kRetry, children.front());
   wire::ProcessState state;
   TRY(capture_proc_files(context.process, state));
   TRY(capture_own_view(context, state));

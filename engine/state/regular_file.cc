@@ -72,9 +72,7 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   if (!name_leads_there(ctx.process, file)) {
     // check() refuses what stays like this: it was opened since, and will be closed in a moment (a journal,
     // say).
-    const Finding finding = nameless(file);
-    return fail(ErrorKind::kRetry, "capture " + finding.what, finding.subject,
-                finding.why + ": " + finding.remedy);
+    return capture_error(ErrorKind::kRetry, nameless(file));
   }
   if (ctx.frozen != nullptr && has_lock(file))
     return fail(ErrorKind::kRetry, "capture a file lock", file.subject(),

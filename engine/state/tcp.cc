@@ -195,8 +195,7 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   Fd copy = TRY(duplicate(ctx, file));
   const Names names = TRY(read_names(copy.get()));
   if (const auto obstacle = find_obstacle(copy.get(), names, file, ctx.intent))
-    return fail(ErrorKind::kUnsupported, "capture " + obstacle->what, file.subject(),
-                obstacle->why + ": " + obstacle->remedy);
+    return capture_error(ErrorKind::kUnsupported, *obstacle);
   wire::TcpState state;
   state.set_domain(file.socket->domain);
   if (ctx.frozen == nullptr) return state.SerializeAsString();
