@@ -71,6 +71,23 @@ std::vector<AddressRange> anonymous_ranges(const Layout& layout, bool huge) {
   return ranges;
 }
 
+bool in_file(const Vma* vma) {
+  return vma != nullptr && vma->kind == VmaKind::kFileShared;
+}
+
+/// Calls install(area, part) for the parts of `range`, each within one area; nullptr where there is none.
+template <typename Install>
+Status in_areas(const Layout& layout, AddressRange range, const Install& install) {
+  while (!range.empty()) {
+    const Vma* vma = find_vma(layout, range.start);
+    AddressRange part = range;
+    if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
+    TRY(install(vma, part));
+    range.start = part.end;
+  }
+  return {};
+}
+
 Status write_at(int fd, uint64_t offset, std::span<const std::byte> bytes, const wire::Record& record) {
   while (!bytes.empty()) {
     const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
@@ -201,6 +218,7 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   TRY(fault_point("layout"));
   const Layout next = TRY(wire::to_layout(message));
   const std::lock_guard alone(ground_);
+  file_.reset();  // another file may stand at its path now
   // Unmapping and mapping under a registered range is the kernel's business: it unregisters what goes.
   TRY(on_shell([&](state::BuildContext& context) { return space_.follow(context, next); }));
   if (!fresh_) TRY(begin_fresh());
@@ -277,47 +295,48 @@ Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, 
 /// there.
 Status Rebuild::install_bytes(AddressRange range, std::span<const std::byte> bytes,
                               const wire::Record& record) {
-  while (!range.empty()) {
-    const Vma* vma = find_vma(space_.layout(), range.start);
-    const bool in_file = vma != nullptr && vma->kind == VmaKind::kFileShared;
-    AddressRange part = range;
-    if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
-    const auto piece = bytes.first(part.size());
-    TRY(in_file ? write_to_file(*vma, part, piece, record) : installer_->install_run(part, piece));
-    bytes = bytes.subspan(part.size());
-    range.start = part.end;
-  }
-  return {};
+  return in_areas(space_.layout(), range, [&](const Vma* vma, AddressRange part) {
+    const auto piece = bytes.subspan(part.start - range.start, part.size());
+    return in_file(vma) ? write_to_file(*vma, part, piece, record) : installer_->install_run(part, piece);
+  });
 }
 
 Status Rebuild::install_zeros(AddressRange range, const wire::Record& record) {
   static const std::vector<std::byte> kZeros(64_KiB);
-  while (!range.empty()) {
-    const Vma* vma = find_vma(space_.layout(), range.start);
-    AddressRange part = range;
-    if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
-    if (vma != nullptr && vma->kind == VmaKind::kFileShared) {
-      part.end = std::min(part.end, part.start + kZeros.size());
-      TRY(write_to_file(*vma, part, std::span(kZeros).first(part.size()), record));
-    } else {
-      TRY(installer_->install_zeros(part, absent_at(space_.layout(), part.start)));
+  return in_areas(space_.layout(), range, [&](const Vma* vma, AddressRange part) -> Status {
+    if (!in_file(vma)) return installer_->install_zeros(part, absent_at(space_.layout(), part.start));
+    for (RemoteAddr at = part.start; at < part.end; at = at + kZeros.size()) {
+      const AddressRange piece = intersect(part, {at, at + kZeros.size()});
+      TRY(write_to_file(*vma, piece, std::span(kZeros).first(piece.size()), record));
     }
-    range.start = part.end;
-  }
-  return {};
+    return {};
+  });
 }
 
 /// What lies behind its end stays away from it, as with a mapping.
 Status Rebuild::write_to_file(const Vma& vma, AddressRange part, std::span<const std::byte> bytes,
                               const wire::Record& record) {
-  const Fd file(::open(vma.path.c_str(), O_WRONLY | O_CLOEXEC));
+  const auto file = TRY(file_to_write(vma.path, record));
   struct stat found {};
-  if (!file.valid() || ::fstat(file.get(), &found) != 0)
-    return in_record(fail_errno("open a mapped file to write", vma.path), record);
+  if (::fstat(file->fd.get(), &found) != 0)
+    return in_record(fail_errno("ask for the size of a mapped file", vma.path), record);
   const uint64_t offset = vma.offset + (part.start - vma.range.start);
   const auto size = static_cast<uint64_t>(found.st_size);
   if (offset >= size) return {};
-  return write_at(file.get(), offset, bytes.first(std::min<uint64_t>(bytes.size(), size - offset)), record);
+  return write_at(file->fd.get(), offset, bytes.first(std::min<uint64_t>(bytes.size(), size - offset)),
+                  record);
+}
+
+/// The last one stays open, for scattered pages of one file come one after the other. Each caller has its
+/// share of it: another thread may turn to another file meanwhile.
+Result<std::shared_ptr<const Rebuild::MappedFile>> Rebuild::file_to_write(const std::string& path,
+                                                                          const wire::Record& record) {
+  const std::lock_guard lock(file_lock_);
+  if (file_ && file_->path == path) return file_;
+  Fd opened(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  if (!opened.valid()) return in_record(fail_errno("open a mapped file to write", path), record);
+  file_ = std::make_shared<const MappedFile>(MappedFile{path, std::move(opened)});
+  return file_;
 }
 
 Status Rebuild::install_object_pages(const wire::Record& record) {
@@ -386,6 +405,7 @@ Status Rebuild::finish_deferred() {
 Status Rebuild::seal() {
   // ORDER: before the rooms that write to memory themselves.
   if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
+  file_.reset();  // the process may execute it: not while somebody can write to it
   TRY(finish_deferred());
   prepared_ = true;
   return {};

@@ -6,8 +6,10 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <string>
 #include <vector>
 
 #include "engine/base/clock.h"
@@ -70,6 +72,12 @@ class Rebuild {
   Status install_zeros(AddressRange range, const wire::Record& record);
   Status write_to_file(const Vma& vma, AddressRange part, std::span<const std::byte> bytes,
                        const wire::Record& record);
+  struct MappedFile {
+    std::string path;
+    Fd fd;
+  };
+  Result<std::shared_ptr<const MappedFile>> file_to_write(const std::string& path,
+                                                          const wire::Record& record);
   Status install_object_pages(const wire::Record& record);
   Status finish_state(const wire::RoomState& message);
   Status finish_room(const wire::RoomState& message);
@@ -90,7 +98,9 @@ class Rebuild {
   std::vector<wire::RoomState> deferred_;
   MemoryCheck check_;
   std::shared_mutex
-      ground_;  ///< shared: pages are being installed; alone: what they are installed in changes
+      ground_;            ///< shared: pages are being installed; alone: what they are installed in changes
+  std::mutex file_lock_;  ///< of file_, while pages are being installed
+  std::shared_ptr<const MappedFile> file_;  ///< that pages were written to last
   std::atomic<uint64_t> pages_installed_ = 0;
   std::vector<pid_t> children_;
   bool prepared_ = false;
