@@ -1,5 +1,6 @@
 """What a person can say and ask while a migration runs: godwit status, set, cancel, pause, resume, freeze-now. Migrations
 are held back by limits that they would not meet in an hour, and let go by a word."""
+import contextlib
 import json
 import select
 import threading
@@ -60,6 +61,17 @@ def await_status(host, pid, sender, what, holds):
         select.select([], [], [], 0.02)
 
 
+@contextlib.contextmanager
+def held_in_bulk(a, b, code, *options, heartbeat=("64",)):
+    """A migration in its first round, which the block is to end with that code: (pid, sender)."""
+    with Program(a, "heartbeat", list(heartbeat)) as program:
+        before = footprint(program.outer())
+        with receive(b, "--once"), migrate(a, program.pid, b, *options) as sender:
+            await_status(a, program.pid, sender, "bulk round", in_bulk)
+            yield program.pid, sender
+            stayed(program, before, sender, b, code)
+
+
 def in_bulk(now):
     return now["status"] == "active" and now["round"] == 0 and now["ram"]["transferred"] > 1 << 20
 
@@ -108,24 +120,16 @@ def status_and_bandwidth(a, b):
 
 
 def cancel_in_bulk(a, b):
-    with Program(a, "heartbeat", ["64", "20"]) as program:
-        before = footprint(program.outer())
-        with receive(b, "--once"), migrate(a, program.pid, b, *CRAWL) as sender:
-            await_status(a, program.pid, sender, "bulk round", in_bulk)
-            say(a, "cancel", program.pid)
-            stayed(program, before, sender, b, 5)
-        if sender.last().get("kind") != "cancelled":
-            raise Failure(sender.said())
+    with held_in_bulk(a, b, 5, *CRAWL, heartbeat=("64", "20")) as (pid, sender):
+        say(a, "cancel", pid)
+    if sender.last().get("kind") != "cancelled":
+        raise Failure(sender.said())
 
 
 def timeout_in_bulk(a, b):
     """A timeout that is set while the first round crawls ends it there, with the code of a migration out of its limits."""
-    with Program(a, "heartbeat", ["64"]) as program:
-        before = footprint(program.outer())
-        with receive(b, "--once"), migrate(a, program.pid, b, *CRAWL) as sender:
-            await_status(a, program.pid, sender, "bulk round", in_bulk)
-            say(a, "set", program.pid, "--timeout", "0.001")
-            stayed(program, before, sender, b, 4)
+    with held_in_bulk(a, b, 4, *CRAWL) as (pid, _):
+        say(a, "set", pid, "--timeout", "0.001")
 
 
 def pause_and_freeze(a, b):
@@ -152,15 +156,11 @@ def pause_and_freeze(a, b):
 
 def pause_in_bulk(a, b):
     """Paused in the middle of the first round, and cancelled there."""
-    with Program(a, "heartbeat", ["64"]) as program:
-        before = footprint(program.outer())
-        with receive(b, "--once"), migrate(a, program.pid, b, "--bandwidth", "4M") as sender:
-            await_status(a, program.pid, sender, "bulk round", in_bulk)
-            say(a, "pause", program.pid)
-            if not status(a, program.pid)["paused"]:
-                raise Failure("not paused")
-            say(a, "cancel", program.pid)
-            stayed(program, before, sender, b, 5)
+    with held_in_bulk(a, b, 5, "--bandwidth", "4M") as (pid, _):
+        say(a, "pause", pid)
+        if not status(a, pid)["paused"]:
+            raise Failure("not paused")
+        say(a, "cancel", pid)
 
 
 def limits_live(a, b):
