@@ -10,6 +10,7 @@
 #include <csignal>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "engine/base/files.h"
@@ -37,17 +38,27 @@ Status interrupt(pid_t tid) {
   return {};
 }
 
-/// A thread killed under a tracer stays a zombie until the tracer has looked.
-void reap(pid_t tid) {
-  int status = 0;
-  while (::waitpid(tid, &status, __WALL | WNOHANG) == tid && WIFSTOPPED(status)) {
+/// A thread killed under a tracer stays a zombie until the tracer has looked, and its parent waits. It may
+/// have some way to go until then. KERNEL: a leader's end is not told before its threads are reaped, by their
+/// tracer.
+void reap(const Process& process, pid_t tid) {
+  const auto ended = [](pid_t any) {
+    siginfo_t info{};
+    const int got = ::waitid(P_PID, static_cast<id_t>(any), &info, WEXITED | WNOHANG | __WALL);
+    return got != 0 || info.si_pid == any;  // reaped, now or before; or not ours
+  };
+  const Nanos end = monotonic_now() + kPatience;
+  while (!ended(tid) && monotonic_now() < end) {
+    const auto others = process.threads();
+    for (const pid_t other : others.ok() ? others.value() : std::vector<pid_t>()) (void)ended(other);
+    std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
 }
 
-Status detach(pid_t tid) {
+Status detach(const Process& process, pid_t tid) {
   if (::ptrace(PTRACE_DETACH, tid, nullptr, nullptr) == 0) return {};
   const Error error = ptrace_error("PTRACE_DETACH", tid);
-  reap(tid);
+  reap(process, tid);
   return error;
 }
 
@@ -163,7 +174,7 @@ class Freezer {
   void let_go() {
     for (size_t i = 0; i < std::min(stopped_, threads_.size()); ++i) {
       (void)unfix_if_signalled(process_, threads_[i]);
-      (void)detach(threads_[i].tid);
+      (void)detach(process_, threads_[i].tid);
     }
     // Seized but not known to stand: only a stopped thread can be let go. The one that failed us comes last.
     std::vector<pid_t> running;
@@ -180,7 +191,7 @@ class Freezer {
     const Nanos end = monotonic_now() + kPatience;
     for (;;) {
       const auto stop = wait_for_trap(waiter_, process_, tid, kPatience);
-      if (stop.ok()) (void)detach(tid);
+      if (stop.ok()) (void)detach(process_, tid);
       if (stop.ok() || stop.error().kind != ErrorKind::kRetry || monotonic_now() > end) return;
     }
   }
@@ -244,7 +255,7 @@ Status Frozen::finish() {
   Status first;
   for (FrozenThread& thread : threads_) {
     Status status = unfix_if_signalled(*process_, thread);
-    if (Status detached = detach(thread.tid); !detached.ok()) status = std::move(detached);
+    if (Status detached = detach(*process_, thread.tid); !detached.ok()) status = std::move(detached);
     if (first.ok() && !status.ok()) first = std::move(status);
   }
   threads_.clear();
