@@ -75,6 +75,7 @@ class MemorySender {
   Status mark_anew(AddressRange range);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
   Status survey_logged(const WrittenSince& log, LastPass& last);
+  [[nodiscard]] Status cache_locked_files() const;
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
   Status add_reverted(const Vma& vma, LastPass& last);

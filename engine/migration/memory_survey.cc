@@ -1,4 +1,8 @@
 // The last look at memory, in the freeze: what was written since the last round, and what is gone.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "engine/migration/carried.h"
@@ -48,9 +52,33 @@ Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
     else
       TRY(survey_changes(vma, last));
   }
+  TRY(cache_locked_files());
   for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
   for (const AddressRange& range : last.discarded) discarded_ += range.pages();
   return last;
+}
+
+/// Pages of shared files are read whether they are present or not. KERNEL: where one was discarded and the
+/// tracker's mark is left, in a locked mapping, the fault never ends unless the page cache has the page
+/// (filemap_fault_recheck_pte_none() takes the mark for somebody else's page, 6.9 to 6.18 at least).
+Status MemorySender::cache_locked_files() const {
+  for (const Vma& vma : layout_) {
+    if (vma.kind != VmaKind::kFileShared || !vma.has_flag("lo")) continue;
+    const std::vector<AddressRange> runs = shared_files_.runs_in(vma.range);
+    if (runs.empty()) continue;
+    const std::string path = fmt::format("/proc/{}/map_files/{}", memory_.pid(), vma.range);
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    if (!file.valid()) return fail_errno("open a locked mapping's file", path);
+    for (const AddressRange& run : runs) {
+      for (RemoteAddr at = run.start; at < run.end; at = at + kPageSize) {
+        std::byte byte;
+        const uint64_t offset = vma.offset + (at - vma.range.start);
+        if (::pread(file.get(), &byte, 1, static_cast<off_t>(offset)) < 0)
+          return fail_errno("read a locked mapping's file", vma.path);
+      }
+    }
+  }
+  return {};
 }
 
 /// The log tells where to look, and the page tables tell what was written.
