@@ -75,14 +75,28 @@ bool in_file(const Vma* vma) {
   return vma != nullptr && vma->kind == VmaKind::kFileShared;
 }
 
+/// An install failed: what should be there and what is, for a person to compare.
+Error beside_map(Error error, pid_t pid, const Vma* area, AddressRange part) {
+  std::string here;
+  const auto process = tracee::Process::open(pid);
+  const auto now = process.ok() ? process.value().layout() : Result<Layout>(process.error());
+  for (const Vma& vma : now.ok() ? now.value() : Layout()) {
+    if (vma.range.overlaps(part)) here += (here.empty() ? "" : ", ") + to_text(vma);
+  }
+  error.remedy = fmt::format("in {} there should be {} and there is {}", part,
+                             area == nullptr ? "nothing" : to_text(*area), here.empty() ? "nothing" : here);
+  return error;
+}
+
 /// Calls install(area, part) for the parts of `range`, each within one area; nullptr where there is none.
 template <typename Install>
-Status in_areas(const Layout& layout, AddressRange range, const Install& install) {
+Status in_areas(pid_t pid, const Layout& layout, AddressRange range, const Install& install) {
   while (!range.empty()) {
     const Vma* vma = find_vma(layout, range.start);
     AddressRange part = range;
     if (vma != nullptr) part.end = std::min(part.end, vma->range.end);
-    TRY(install(vma, part));
+    Status installed = install(vma, part);
+    if (!installed.ok()) return beside_map(installed.take_error(), pid, vma, part);
     range.start = part.end;
   }
   return {};
@@ -295,7 +309,7 @@ Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, 
 /// there.
 Status Rebuild::install_bytes(AddressRange range, std::span<const std::byte> bytes,
                               const wire::Record& record) {
-  return in_areas(space_.layout(), range, [&](const Vma* vma, AddressRange part) {
+  return in_areas(pid_, space_.layout(), range, [&](const Vma* vma, AddressRange part) {
     const auto piece = bytes.subspan(part.start - range.start, part.size());
     return in_file(vma) ? write_to_file(*vma, part, piece, record) : installer_->install_run(part, piece);
   });
@@ -303,7 +317,7 @@ Status Rebuild::install_bytes(AddressRange range, std::span<const std::byte> byt
 
 Status Rebuild::install_zeros(AddressRange range, const wire::Record& record) {
   static const std::vector<std::byte> kZeros(64_KiB);
-  return in_areas(space_.layout(), range, [&](const Vma* vma, AddressRange part) -> Status {
+  return in_areas(pid_, space_.layout(), range, [&](const Vma* vma, AddressRange part) -> Status {
     if (!in_file(vma)) return installer_->install_zeros(part, absent_at(space_.layout(), part.start));
     for (RemoteAddr at = part.start; at < part.end; at = at + kZeros.size()) {
       const AddressRange piece = intersect(part, {at, at + kZeros.size()});

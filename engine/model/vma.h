@@ -42,6 +42,9 @@ struct Vma {
 /// Sorted by address, without overlaps.
 using Layout = std::vector<Vma>;
 
+/// As maps shows it, without the file's numbers: "7f0000000000-7f0000001000 rw-p /lib/x.so".
+std::string to_text(const Vma& vma);
+
 /// The area that holds `a`, or nullptr. The pointer lives as long as `layout` is unchanged.
 const Vma* find_vma(const Layout& layout, RemoteAddr a);
 
