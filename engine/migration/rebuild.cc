@@ -409,6 +409,7 @@ Status Rebuild::finish_room(const wire::RoomState& message) {
 }
 
 Status Rebuild::finish_deferred() {
+  TRY(on_shell(&state::trim_objects));
   for (const wire::RoomState& message : deferred_) TRY(finish_room(message));
   return on_shell([&](state::BuildContext& context) -> Status {
     state::close_objects(context);

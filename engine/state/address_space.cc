@@ -46,9 +46,11 @@ Result<int> backing(BuildContext& context, const Vma& vma, bool& opened) {
   if (vma.kind == VmaKind::kAnonymous) return -1;
   if (shows_object(vma)) {
     const auto object = context.objects.find(object_key(vma.device, vma.inode));
-    if (object != context.objects.end()) return object->second.fd;
-    return fail(ErrorKind::kCorrupt, "map a shared memory object", describe(vma),
-                "the stream never announced it");
+    if (object == context.objects.end())
+      return fail(ErrorKind::kCorrupt, "map a shared memory object", describe(vma),
+                  "the stream never announced it");
+    TRY(fit_object(context, object->first, vma.offset + vma.range.size()));
+    return object->second.fd;
   }
   const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
   const int fd = ::open(vma.path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);

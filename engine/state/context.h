@@ -84,7 +84,8 @@ struct CaptureContext {
 struct SharedObject {
   uint64_t id = 0;  ///< as the source named it (device and inode of the object there)
   int fd = -1;      ///< in the shell's table while it is built
-  uint64_t size = 0;
+  uint64_t size = 0;  ///< at the source
+  uint64_t room = 0;  ///< what it has here meanwhile, at least `size`
 };
 
 /// The id of an object of shared memory on the source; both numbers as /proc/PID/maps prints them.

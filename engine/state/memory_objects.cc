@@ -81,6 +81,19 @@ Result<int> create_memfd(const wire::MemoryObject& object) {
   return fd;
 }
 
+Status give_room(SharedObject& object, uint64_t room) {
+  if (object.room == room) return {};
+  if (::ftruncate(object.fd, static_cast<off_t>(room)) != 0)
+    return fail_errno("ftruncate a memory object", fmt::format("object {:#x}", object.id));
+  object.room = room;
+  return {};
+}
+
+Status resize(SharedObject& object, uint64_t size) {
+  object.size = size;
+  return give_room(object, size);
+}
+
 }  // namespace
 
 bool shows_object(const Vma& vma) {
@@ -109,23 +122,25 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
 }
 
 Status create_object(BuildContext& context, const wire::MemoryObject& object) {
-  if (context.objects.count(object.id()) != 0) return resize_object(context, object.id(), object.size());
+  const auto known = context.objects.find(object.id());
+  if (known != context.objects.end()) return resize(known->second, object.size());
   const int fd = object.kind() == wire::MemoryObject::MEMFD
                      ? TRY(create_memfd(object))
                      : TRY(create_shared_anonymous(context, object.size()));
   const int parked = ::fcntl(fd, F_DUPFD_CLOEXEC, context.parking_base);
   ::close(fd);
   if (parked < 0) return fail_errno("park the descriptor of a memory object", object.name());
-  context.objects[object.id()] = {object.id(), parked, object.size()};
+  context.objects[object.id()] = {object.id(), parked, object.size(), object.size()};
   return {};
 }
 
-Status resize_object(BuildContext& context, uint64_t id, uint64_t size) {
+Status fit_object(BuildContext& context, uint64_t id, uint64_t end) {
   SharedObject& object = context.objects.at(id);
-  if (object.size == size) return {};
-  if (::ftruncate(object.fd, static_cast<off_t>(size)) != 0)
-    return fail_errno("ftruncate a memory object", fmt::format("object {:#x}", id));
-  object.size = size;
+  return give_room(object, std::max(object.room, end));
+}
+
+Status trim_objects(BuildContext& context) {
+  for (auto& [id, object] : context.objects) TRY(give_room(object, object.size));
   return {};
 }
 

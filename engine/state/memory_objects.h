@@ -23,10 +23,15 @@ bool shows_object(const Vma& vma);
 Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
                                                const std::vector<OpenFile>& files);
 
-/// Makes the object and enters it in context.objects. Shell thread. Errors: System.
+/// Makes the object and enters it in context.objects; one that is there gets this size. Shell thread. Errors:
+/// System.
 Status create_object(BuildContext& context, const wire::MemoryObject& object);
-/// The size it has now on the source. Shell thread.
-Status resize_object(BuildContext& context, uint64_t id, uint64_t size);
+/// Until trim_objects() it reaches to `end` at least, however long it is on the source: while that runs, its
+/// size and the pages of a private mapping are not of one moment, and none may lie behind the end. Shell
+/// thread.
+Status fit_object(BuildContext& context, uint64_t id, uint64_t end);
+/// All pages have arrived: each object gets its size. Shell thread.
+Status trim_objects(BuildContext& context);
 /// Closes the shell's descriptors of all objects: the mappings and memfds of the process hold them now.
 void close_objects(BuildContext& context);
 

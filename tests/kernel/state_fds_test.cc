@@ -17,6 +17,7 @@
 #include <csignal>
 
 #include "engine/base/files.h"
+#include "engine/state/address_space.h"
 #include "engine/state/memory_objects.h"
 #include "tests/kernel/state_fds_fixture.h"
 
@@ -483,6 +484,42 @@ TEST_F(DescriptorsTest, AnObjectIsWhatIsMappedNow) {
   const auto then = find_objects(source.process(), layout, {});
   ASSERT_TRUE(then.ok());
   EXPECT_TRUE(then.value().empty()) << then.value()[0].info.DebugString();
+}
+
+/// A private mapping is seen, then its object's size: in a running process it may have shrunk in between, and
+/// grown again when the mapping's pages arrive.
+TEST_F(DescriptorsTest, AMappingReachesBeyondItsObjectUntilAllHasArrived) {
+  Destination destination;
+  wire::MemoryObject object;
+  object.set_id(object_key(1, 5));
+  object.set_kind(wire::MemoryObject::MEMFD);
+  object.set_name("m");
+  object.set_size(kPageSize);
+  Vma vma;
+  vma.range = range_of(0x10000000, 0x10000000 + 4 * kPageSize);
+  vma.prot = PROT_READ | PROT_WRITE;
+  vma.kind = VmaKind::kFilePrivate;
+  vma.device = 1;
+  vma.inode = 5;
+  vma.path = "/memfd:m (deleted)";
+  AddressSpace space;
+  SharedObject made;
+  ASSERT_EQ(text(destination.run([&](BuildContext& context) -> Status {
+              TRY(create_object(context, object));
+              made = context.objects.at(object.id());
+              return space.follow(context, {vma});
+            })),
+            "");
+  const Fd memory(::open(fmt::format("/proc/{}/mem", destination.pid()).c_str(), O_RDWR));
+  EXPECT_EQ(::pwrite(memory.get(), "x", 1, static_cast<off_t>(vma.range.start.value() + 3 * kPageSize)), 1);
+  const auto size = [&] {
+    struct stat status {};
+    const auto fd = open_object(destination.pid(), made);
+    return fd.ok() && ::fstat(fd.value().get(), &status) == 0 ? status.st_size : -1;
+  };
+  EXPECT_EQ(size(), off_t{4 * kPageSize});
+  ASSERT_EQ(text(destination.run(&trim_objects)), "");
+  EXPECT_EQ(size(), off_t{kPageSize});
 }
 
 // ---- the unknown
