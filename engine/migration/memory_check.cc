@@ -7,6 +7,8 @@
 
 #include "engine/base/units.h"
 #include "engine/codec/zero_page.h"
+#include "engine/tracee/registers.h"
+#include "engine/wire/layout_messages.h"
 #include "uffd/page_scan.h"
 
 namespace godwit::migration {
@@ -33,7 +35,15 @@ bool is_compared(const Vma& vma) {
          vma.kind == VmaKind::kFileShared || vma.kind == VmaKind::kShmem;
 }
 
-Status send_run(const tracee::Memory& memory, AddressRange range, wire::RecordWriter& writer) {
+void blank(AddressRange read, std::span<std::byte> bytes, AddressRange left_out) {
+  const AddressRange part = intersect(read, left_out);
+  if (part.empty()) return;
+  const std::span<std::byte> blanked = bytes.subspan(part.start - read.start, part.size());
+  std::fill(blanked.begin(), blanked.end(), std::byte{0});
+}
+
+Status send_run(const tracee::Memory& memory, AddressRange range, const std::vector<AddressRange>& left_out,
+                wire::RecordWriter& writer) {
   std::vector<std::byte> bytes(kPages * kPageSize);
   for (RemoteAddr at = range.start; at < range.end; at = at + bytes.size()) {
     const AddressRange part{at, std::min(at + bytes.size(), range.end)};
@@ -41,6 +51,11 @@ Status send_run(const tracee::Memory& memory, AddressRange range, wire::RecordWr
     TRY(memory.read_ranges({&part, 1}, read));
     wire::PageHashes message;
     message.set_start(at.value());
+    for (const AddressRange& piece : left_out) {
+      if (!piece.overlaps(part)) continue;
+      blank(part, read, piece);
+      *message.add_left_out() = wire::to_message(piece);
+    }
     for_pages(read, [&](size_t, Page page) { message.add_hashes(hash_of(page)); });
     TRY(writer.write_message(wire::RecordType::kPageHashes, message));
   }
@@ -76,6 +91,9 @@ Status compare_contents(const wire::PageHashes& expected, const uffd::PageInstal
     pages.emplace_back(expected.start() + static_cast<uint64_t>(i) * kPageSize);
   std::vector<std::byte> bytes(pages.size() * kPageSize);
   TRY(installer.read_pages(pages, bytes));
+  const AddressRange all{RemoteAddr(expected.start()), RemoteAddr(expected.start()) + bytes.size()};
+  for (const wire::RangeMessage& piece : expected.left_out())
+    blank(all, bytes, range_of(piece.start(), piece.end()));
   for_pages(bytes, [&](size_t i, Page page) {
     if (hash_of(page) != expected.hashes(static_cast<int>(i))) difference.add(pages[i], "differs");
   });
@@ -97,14 +115,24 @@ Status compare_surplus(const std::vector<AddressRange>& surplus, const uffd::Pag
 
 }  // namespace
 
+std::vector<AddressRange> left_out_of_hashes(const tracee::Frozen& frozen) {
+  std::vector<AddressRange> areas;
+  for (const tracee::FrozenThread& thread : frozen.threads()) {
+    const auto rseq = tracee::read_rseq(thread.tid);
+    if (!rseq.ok() || rseq.value().address == 0) continue;
+    areas.push_back(range_of(rseq.value().address, rseq.value().address + rseq.value().size));
+  }
+  return areas;
+}
+
 Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker, const Layout& layout,
-                             wire::RecordWriter& writer) {
+                             const std::vector<AddressRange>& left_out, wire::RecordWriter& writer) {
   uint64_t pages = 0;
   for (const Vma& vma : layout) {
     if (!is_compared(vma)) continue;
     for (const PageRun& run : TRY(tracker.survey(vma.range))) {
       if (!run.present) continue;
-      TRY(send_run(memory, run.range, writer));
+      TRY(send_run(memory, run.range, left_out, writer));
       pages += run.range.pages();
     }
   }

@@ -7,6 +7,7 @@
 #include "engine/model/dirty_tracker.h"
 #include "engine/model/page_set.h"
 #include "engine/model/vma.h"
+#include "engine/tracee/frozen.h"
 #include "engine/tracee/memory.h"
 #include "engine/wire/record_writer.h"
 #include "engine/wire/state.pb.h"
@@ -14,10 +15,13 @@
 
 namespace godwit::migration {
 
-/// Hashes every page that the frozen process holds, a shared object's or a file's through its mapping.
-/// Returns their number. Errors: of reading, of the writer.
+/// Bytes that the kernel writes to by itself, so that they may differ: the rseq areas of the frozen threads.
+std::vector<AddressRange> left_out_of_hashes(const tracee::Frozen& frozen);
+
+/// Hashes every page that the frozen process holds, a shared object's or a file's through its mapping; bytes
+/// of `left_out` count as zeros. Returns the number of pages. Errors: of reading, of the writer.
 Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker, const Layout& layout,
-                             wire::RecordWriter& writer);
+                             const std::vector<AddressRange>& left_out, wire::RecordWriter& writer);
 
 /// The destination's half: hashes are kept until there is memory to compare.
 class MemoryCheck {

@@ -455,7 +455,8 @@ Status Precopy::last_pass() {
   TRY(tell_ranges(last.discarded, false));
   TRY(tell_ranges(last.guards, true));
   if (options_.verify)
-    report_.verified_pages = TRY(send_hashes(*memory_, *tracker_, layout_, *writers_.front()));
+    report_.verified_pages =
+        TRY(send_hashes(*memory_, *tracker_, layout_, left_out_of_hashes(*frozen_), *writers_.front()));
   // The end goes over every channel: when the peer has seen it on all, it has everything.
   for (wire::RecordWriter* writer : writers_) {
     TRY(writer->write_message(wire::RecordType::kEndOfState, wire::EndOfState()));

@@ -75,20 +75,11 @@ struct SchedAttr {
   uint32_t util_min, util_max;
 };
 
-/// linux/ptrace.h
-struct RseqConfiguration {
-  uint64_t address;
-  uint32_t size, signature, flags, pad;
-};
-
 // ---- capture
 // -----------------------------------------------------------------------------------------------------
 
 Status capture_kernel_view(wire::ThreadState& state, pid_t tid) {
-  RseqConfiguration rseq{};
-  const auto request = static_cast<__ptrace_request>(uapi::kPtraceGetRseqConfiguration);
-  if (::ptrace(request, tid, sizeof rseq, &rseq) < 0)
-    return fail_errno("ptrace(PTRACE_GET_RSEQ_CONFIGURATION)", fmt::format("tid {}", tid));
+  const auto rseq = TRY(tracee::read_rseq(tid));
   state.set_rseq_address(rseq.address);
   state.set_rseq_size(rseq.size);
   state.set_rseq_signature(rseq.signature);

@@ -7,7 +7,7 @@
 #include <csignal>
 
 #include "engine/base/files.h"
-#include "engine/base/missing_uapi.h"
+#include "engine/tracee/registers.h"
 
 namespace godwit::tracee {
 namespace {
@@ -16,13 +16,6 @@ constexpr uint64_t kSyscallInsnSize = 2;  // 0f 05
 constexpr uint64_t kIgnoredByDefault =
     signal_bit(SIGCHLD) | signal_bit(SIGCONT) | signal_bit(SIGURG) | signal_bit(SIGWINCH);
 
-struct RseqConfiguration {  // linux/ptrace.h: struct ptrace_rseq_configuration
-  uint64_t area;
-  uint32_t size;
-  uint32_t signature;
-  uint32_t flags;
-  uint32_t pad;
-};
 constexpr uint64_t kRseqCsOffset = 8;  // of `rseq_cs` in struct rseq (linux/rseq.h)
 
 struct RseqCs {  // linux/rseq.h: struct rseq_cs
@@ -78,14 +71,12 @@ Status fix_interrupted_call(const Process& process, FrozenThread& thread) {
 /// elsewhere (injection) or the registers have moved to another host, it no longer knows.
 Status fix_rseq_section(const Process& process, FrozenThread& thread) {
   if (static_cast<int64_t>(thread.original.orig_rax) >= 0) return {};  // no system calls inside a section
-  RseqConfiguration rseq{};
-  if (::ptrace(static_cast<__ptrace_request>(uapi::kPtraceGetRseqConfiguration), thread.tid, sizeof rseq,
-               &rseq) < 0)
-    return {};  // a kernel without rseq
+  const auto found = read_rseq(thread.tid);
+  if (!found.ok()) return {};  // a kernel without rseq
+  const uint64_t area = found.value().address;
   uint64_t section_at = 0;
   RseqCs section{};
-  if (rseq.area == 0 || !peek(process.pid(), rseq.area + kRseqCsOffset, section_at) || section_at == 0)
-    return {};
+  if (area == 0 || !peek(process.pid(), area + kRseqCsOffset, section_at) || section_at == 0) return {};
   if (!peek(process.pid(), section_at, section)) return {};
   if (thread.original.rip - section.start_ip >= section.post_commit_offset) return {};
   if (section.abort_ip >= kUserSpaceEnd) return {};  // the kernel will kill it for that

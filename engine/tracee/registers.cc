@@ -5,6 +5,8 @@
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 
+#include "engine/base/missing_uapi.h"
+
 namespace godwit::tracee {
 namespace {
 
@@ -51,6 +53,15 @@ Status write_registers(pid_t tid, const Registers& registers) {
   if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &vector) != 0)
     return register_error("ptrace(PTRACE_SETREGSET, NT_X86_XSTATE)", tid);
   return {};
+}
+
+Result<RseqConfiguration> read_rseq(pid_t tid) {
+  RseqConfiguration rseq{};
+  const auto request = static_cast<__ptrace_request>(uapi::kPtraceGetRseqConfiguration);
+  if (::ptrace(request, tid, sizeof rseq, &rseq) >= 0) return rseq;
+  Error error = register_error("ptrace(PTRACE_GET_RSEQ_CONFIGURATION)", tid);
+  if (error.err == EIO) error.kind = ErrorKind::kUnsupported;
+  return error;
 }
 
 }  // namespace godwit::tracee

@@ -23,4 +23,12 @@ Result<std::vector<std::byte>> read_xstate(pid_t tid);
 Status write_general(pid_t tid, const user_regs_struct& general);
 Status write_registers(pid_t tid, const Registers& registers);
 
+/// Where the kernel writes to the program's memory whenever the thread was moved to another CPU.
+struct RseqConfiguration {  // linux/ptrace.h: struct ptrace_rseq_configuration
+  uint64_t address;         ///< 0: none
+  uint32_t size, signature, flags, pad;
+};
+/// As above, and Unsupported on a kernel without it.
+Result<RseqConfiguration> read_rseq(pid_t tid);
+
 }  // namespace godwit::tracee

@@ -24,8 +24,10 @@ MOVING = ("churn", "goroutines", "heartbeat", "everything")
 def there_and_back(a, b, name, words):
     with Program(a, name, words) as moved:
         pid = moved.pid
-        for destination in (b, a):
-            moved.move_to(destination)
+        for destination, options in ((b, ()), (a, ("--verify",))):
+            completed = moved.move_to(destination, *options)
+            if options and not completed["pages"]["verified"]:
+                raise Failure("--verify compared nothing")
             if moved.pid != pid:
                 raise Failure(f"pid {moved.pid} on {destination.name}, was {pid}")
             moved.check()
@@ -38,7 +40,7 @@ def checkpoint(a, _, name, words):
     image = tempfile.NamedTemporaryFile(prefix="godwit-image-")
     try:
         with Program(a, name, words) as moved:
-            with Engine(a, "checkpoint", moved.pid, image.name) as engine:
+            with Engine(a, "checkpoint", moved.pid, image.name, "--verify") as engine:
                 if engine.finish() != 0 or engine.crashed():
                     raise Failure(engine.said())
             await_empty(a)
