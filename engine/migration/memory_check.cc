@@ -87,6 +87,7 @@ class Difference {
 Status compare_contents(const wire::PageHashes& expected, const uffd::PageInstaller& installer,
                         Difference& difference) {
   std::vector<RemoteAddr> pages;
+  pages.reserve(static_cast<size_t>(expected.hashes_size()));
   for (int i = 0; i < expected.hashes_size(); ++i)
     pages.emplace_back(expected.start() + static_cast<uint64_t>(i) * kPageSize);
   std::vector<std::byte> bytes(pages.size() * kPageSize);

@@ -19,7 +19,7 @@ class MemoryCheckTest : public WpTrackerTest {
   MemoryCheckTest()
       : target_({[](auto& c) {
                    c.a = map_apart(64);
-                   for (const size_t page : {1, 2, 40}) touch(c.a, page, 1);
+                   for (const size_t page : {size_t{1}, size_t{2}, size_t{40}}) touch(c.a, page, 1);
                  },
                  [](auto& c) { touch(c.a, 2, 2); }, [](auto& c) { touch(c.a, 9, 3); },
                  [](auto& c) { *reinterpret_cast<volatile char*>(c.a + 10 * kPageSize) = 0; }}) {}

@@ -89,7 +89,7 @@ TEST_P(PinnedWritesTest, NoneIsLost) {
     ASSERT_TRUE(over.ok()) << over.error().message();
     for (const PageRun& run : written) {
       const auto bytes = target.read(run.range);
-      std::copy(bytes.begin(), bytes.end(), copy.begin() + (run.range.start.value() - base));
+      std::memcpy(copy.data() + (run.range.start.value() - base), bytes.data(), bytes.size());
     }
   };
   target.begin(1);
