@@ -83,10 +83,13 @@ TEST_P(PinnedWritesTest, NoneIsLost) {
   const AddressRange range = pages_at(base, 0, kPages);
   track(tracker, range);
   std::vector<std::byte> copy(range.size());
+  std::vector<Nanos> waits;
   const auto copy_round = [&] {
     const PageRuns written = collect(tracker, range);
+    const Nanos begin = monotonic_now();
     const Status over = await_pinned_writes(*process, calls);
     ASSERT_TRUE(over.ok()) << over.error().message();
+    waits.push_back(monotonic_now() - begin);
     for (const PageRun& run : written) {
       const auto bytes = target.read(run.range);
       std::memcpy(copy.data() + (run.range.start.value() - base), bytes.data(), bytes.size());
@@ -99,6 +102,9 @@ TEST_P(PinnedWritesTest, NoneIsLost) {
   copy_round();
   EXPECT_GT(target.control().c, 100U);  // it did write between the rounds
   EXPECT_EQ(target.read(range), copy);
+  std::sort(waits.begin(), waits.end());
+  std::printf("a wait takes %ld us (median of %zu)\n", static_cast<long>(to_micros(waits[waits.size() / 2])),
+              waits.size());
 }
 INSTANTIATE_TEST_SUITE_P(Ways, PinnedWritesTest,
                          testing::Values(Way::kReadDirect, Way::kProcessWrite, Way::kOwnMemory));
