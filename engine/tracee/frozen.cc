@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
+#include <unistd.h>
 #include <csignal>
 
 #include <algorithm>
@@ -40,9 +41,13 @@ Status interrupt(pid_t tid) {
 
 /// A thread killed under a tracer stays a zombie until the tracer has looked, and its parent waits. It may
 /// have some way to go until then. KERNEL: a leader's end is not told before its threads are reaped, by their
-/// tracer.
+/// tracer. The end of a child of our own is not ours to take: whoever made it waits for it, and that is a
+/// look as well.
 void reap(const Process& process, pid_t tid) {
-  const auto ended = [](pid_t any) {
+  const auto stat = process.stat();
+  const bool own_child = stat.ok() && stat.value().ppid == ::getpid();
+  const auto ended = [&](pid_t any) {
+    if (own_child && any == process.pid()) return true;
     siginfo_t info{};
     const int got = ::waitid(P_PID, static_cast<id_t>(any), &info, WEXITED | WNOHANG | __WALL);
     return got != 0 || info.si_pid == any;  // reaped, now or before; or not ours
