@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 import control  # noqa: E402
 from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
-                    receive, state_of, sweep)
+                    receive, state_of, sweep, stand)
 from torture import plan_torture  # noqa: E402
 
 SKEW = 86400  # s
@@ -73,7 +73,10 @@ def many_moves(a, b, name, words, moves):
         moved.check()
         for _ in range(moves):
             downtimes.append(moved.move_to(b if moved.host is a else a)["downtime_ms"])
-            moved.check()
+            try:
+                moved.check()
+            except Failure as failure:
+                raise Failure(f"{failure}\n{stand(moved.host)}") from None
     downtimes.sort()
     return f"{moves} moves, downtime median {downtimes[len(downtimes) // 2]:.1f} ms, longest {downtimes[-1]:.1f} ms"
 
