@@ -42,12 +42,12 @@ void blank(AddressRange read, std::span<std::byte> bytes, AddressRange left_out)
   std::fill(blanked.begin(), blanked.end(), std::byte{0});
 }
 
+/// `bytes`: room to read to.
 Status send_run(const tracee::Memory& memory, AddressRange range, const std::vector<AddressRange>& left_out,
-                wire::RecordWriter& writer) {
-  std::vector<std::byte> bytes(kPages * kPageSize);
+                std::span<std::byte> bytes, wire::RecordWriter& writer) {
   for (RemoteAddr at = range.start; at < range.end; at = at + bytes.size()) {
     const AddressRange part{at, std::min(at + bytes.size(), range.end)};
-    const std::span<std::byte> read = std::span(bytes).first(part.size());
+    const std::span<std::byte> read = bytes.first(part.size());
     TRY(memory.read_ranges({&part, 1}, read));
     wire::PageHashes message;
     message.set_start(at.value());
@@ -129,11 +129,12 @@ std::vector<AddressRange> left_out_of_hashes(const tracee::Frozen& frozen) {
 Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker, const Layout& layout,
                              const std::vector<AddressRange>& left_out, wire::RecordWriter& writer) {
   uint64_t pages = 0;
+  std::vector<std::byte> bytes(kPages * kPageSize);  // one for all runs: the process stands still meanwhile
   for (const Vma& vma : layout) {
     if (!is_compared(vma)) continue;
     for (const PageRun& run : TRY(tracker.survey(vma.range))) {
       if (!run.present) continue;
-      TRY(send_run(memory, run.range, left_out, writer));
+      TRY(send_run(memory, run.range, left_out, bytes, writer));
       pages += run.range.pages();
     }
   }

@@ -520,6 +520,25 @@ TEST(Frozen, KillReapsEveryThread) {
   EXPECT_TRUE(frozen->threads().empty());
 }
 
+/// With two threads, so that the leader's end waits for the other's to be seen.
+TEST(Frozen, AChildThatIsKilledUnderItsTracerIsLeftToItsParent) {
+  for (int round = 0; round < 50; ++round) {
+    Target target([](const auto& ready) {
+      std::thread([] { ::pause(); }).detach();
+      ready();
+      ::pause();
+    });
+    const auto process = Process::open(target.pid());
+    ASSERT_OK(process);
+    auto frozen = Frozen::freeze(process.value());
+    ASSERT_OK(frozen);
+    ASSERT_EQ(::kill(target.pid(), SIGKILL), 0);
+    (void)frozen->finish();  // it may have let go of the one thread before the kill met it
+    const int status = target.wait();
+    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
+  }
+}
+
 // ---------------------------------------------------------------- what it costs (printed, never judged)
 
 void print_cost(int threads, bool boosted) {
@@ -549,25 +568,6 @@ void print_cost(int threads, bool boosted) {
   fmt::print("{:3} threads{}: freeze median {} us, p95 {} us, max {} us; thaw median {} us\n", threads,
              boosted ? " FIFO" : "     ", to_micros(freezes[100]), to_micros(freezes[190]),
              to_micros(freezes[199]), to_micros(thaws[100]));
-}
-
-/// With two threads, so that the leader's end waits for the other's to be seen.
-TEST(Frozen, AChildThatIsKilledUnderItsTracerIsLeftToItsParent) {
-  for (int round = 0; round < 50; ++round) {
-    Target target([](const auto& ready) {
-      std::thread([] { ::pause(); }).detach();
-      ready();
-      ::pause();
-    });
-    const auto process = Process::open(target.pid());
-    ASSERT_OK(process);
-    auto frozen = Frozen::freeze(process.value());
-    ASSERT_OK(frozen);
-    ASSERT_EQ(::kill(target.pid(), SIGKILL), 0);
-    (void)frozen->finish();  // it may have let go of the one thread before the kill met it
-    const int status = target.wait();
-    EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL) << status;
-  }
 }
 
 TEST(Frozen, PrintsItsCost) {
