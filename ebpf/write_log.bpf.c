@@ -14,7 +14,12 @@
 
 struct mm_struct;
 
+struct thread_info {
+  unsigned int status;
+};
+
 struct task_struct {
+  struct thread_info thread_info;
   struct mm_struct* mm;
   int pagefault_disabled;
 };
@@ -132,10 +137,18 @@ int BPF_PROG(lock_end, struct mm_struct* mm) {
   return note_lock(mm, HAS_LOCK, NO_FAULT);
 }
 
-/* asm/unistd_64.h and unistd_32.h */
+/* asm/unistd_64.h and unistd_32.h; 219 of a 64-bit call is restart_syscall, which ends every sleep that a
+ * stop interrupted. */
 #define MADVISE 28
 #define MADVISE_32 219
 #define PROCESS_MADVISE 440
+/* asm/thread_info.h: the call under way is a 32-bit one */
+#define TS_COMPAT 2u
+
+static int is_madvise(unsigned long nr) {
+  const struct task_struct* task = bpf_get_current_task_btf();
+  return nr == (task->thread_info.status & TS_COMPAT ? MADVISE_32 : MADVISE);
+}
 
 /* KERNEL: madvise may discard pages under the lock of an area alone (6.17). Its end is what counts: a call
  * that was under way when this was attached is seen too, and a frozen thread has ended its call. */
@@ -143,7 +156,7 @@ SEC("tp_btf/sys_exit")
 int BPF_PROG(call_end, struct pt_regs___x86* regs) {
   const unsigned long nr = BPF_CORE_READ(regs, orig_ax);
   if (nr == PROCESS_MADVISE) trip(GODWIT_TRIP_MADVISE);
-  if ((nr == MADVISE || nr == MADVISE_32) && current_mm() == watched) trip(GODWIT_TRIP_MADVISE);
+  if (is_madvise(nr) && current_mm() == watched) trip(GODWIT_TRIP_MADVISE);
   return 0;
 }
 

@@ -82,8 +82,8 @@ struct CaptureContext {
 
 /// An object of shared memory (memfd, shared anonymous): carried once, mapped and opened from several places.
 struct SharedObject {
-  uint64_t id = 0;  ///< as the source named it (device and inode of the object there)
-  int fd = -1;      ///< in the shell's table while it is built
+  uint64_t id = 0;    ///< as the source named it (device and inode of the object there)
+  int fd = -1;        ///< in the shell's table while it is built
   uint64_t size = 0;  ///< at the source
   uint64_t room = 0;  ///< what it has here meanwhile, at least `size`
 };
