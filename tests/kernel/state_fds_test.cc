@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
@@ -15,6 +16,7 @@
 
 #include <array>
 #include <csignal>
+#include <random>
 
 #include "engine/base/files.h"
 #include "engine/state/address_space.h"
@@ -321,6 +323,43 @@ TEST_F(DescriptorsTest, TimersKeepTheirInstant) {
   };
   // The instants are equal: what is left differs by the time between two calls, and never by a second.
   for (const int fd : {3, 4, 6}) EXPECT_LT(remaining(fd), 1.0) << fd;
+}
+
+/// Sets the timer from the last processor this thread may run on and leaves for the first: a timer that comes
+/// due there while this thread looks at it has not rung yet.
+void set_from_afar(int fd, Nanos first) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  ASSERT_EQ(::sched_getaffinity(0, sizeof all, &all), 0);
+  const auto stay_on = [](size_t processor) {
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(processor, &one);
+    EXPECT_EQ(::sched_setaffinity(0, sizeof one, &one), 0);
+  };
+  std::vector<size_t> processors;
+  for (size_t i = 0; i < CPU_SETSIZE; ++i)
+    if (CPU_ISSET(i, &all)) processors.push_back(i);
+  stay_on(processors.back());
+  const itimerspec timer{{0, 0}, to_timespec(first)};
+  must(::timerfd_settime(fd, 0, &timer, nullptr));
+  stay_on(processors.front());
+  EXPECT_EQ(::sched_setaffinity(0, sizeof all, &all), 0);
+}
+
+TEST_F(DescriptorsTest, ATimerThatComesDueInTheFreezeIsNotTakenForOneThatIsNotSet) {
+  Source source([&] { put(must(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK)), 3); });
+  source.freeze();
+  const Fd timer = source.process().pidfd().get_fd(3).take();
+  std::mt19937 random(1);
+  for (int i = 0; i < 4000 && !HasFailure(); ++i) {
+    set_from_afar(timer.get(), std::chrono::microseconds(20 + random() % 300));
+    wire::DescriptorTable table;
+    ASSERT_TRUE(table.ParseFromString(source.capture().value()));
+    wire::TimerFdState state;
+    ASSERT_TRUE(state.ParseFromString(table.descriptions(0).payload()));
+    EXPECT_TRUE(state.remaining_ns() != 0 || state.ticks() != 0) << "at try " << i;
+  }
 }
 
 // The process's clock says that 100 s have passed since the freeze: they have passed for the timer, too. And
