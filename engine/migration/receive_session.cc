@@ -64,6 +64,16 @@ ReceiveSession::~ReceiveSession() {
   if (fate_ != Fate::kRunning && addresses_) (void)addresses_->abort();
 }
 
+ReceiveSession::Listed::Listed(ReceiveSession& session, size_t index, transport::Channel& channel)
+    : session_(session), index_(index) {
+  session_.lane_channels_[index_] = &channel;
+}
+
+ReceiveSession::Listed::~Listed() {
+  const std::lock_guard lock(session_.mutex_);
+  session_.lane_channels_[index_] = nullptr;
+}
+
 bool ReceiveSession::change_fate(Fate from, Fate to) {
   const std::lock_guard lock(mutex_);
   if (fate_ != from) return false;
@@ -102,12 +112,13 @@ void ReceiveSession::fail_session(const Error& error) {
 // ---------------------------------------------------------------------------------------------
 
 Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& reader) {
+  std::optional<Listed> listed;
   {
     const std::lock_guard lock(mutex_);
     lane_barrier_.assign(header_.channels, 0);
     lane_ended_.assign(header_.channels, false);
     lane_channels_.assign(header_.channels, nullptr);
-    lane_channels_[0] = &channel;
+    listed.emplace(*this, 0, channel);
   }
   wire::StreamHeader answer = header_;
   answer.channel = 0;
@@ -280,12 +291,13 @@ void ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reade
 // --------------------------------------------------------------------------------------------
 
 Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index) {
+  std::optional<Listed> listed;
   {
     const std::lock_guard lock(mutex_);
     if (index == 0 || index >= lane_channels_.size() || lane_channels_[index] != nullptr)
       return fail(ErrorKind::kCorrupt, "join a session", fmt::format("channel {}", index),
                   "it is not expected, or there already");
-    lane_channels_[index] = &channel;
+    listed.emplace(*this, index, channel);
   }
   wire::StreamHeader answer = header_;
   answer.channel = index;
@@ -295,10 +307,7 @@ Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& rea
                            make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
   TRY(writer.flush());
   Status served = serve_lane(reader, index);
-  {
-    const std::lock_guard lock(mutex_);
-    lane_channels_[index] = nullptr;
-  }
+  listed.reset();
   if (!served.ok()) fail_session(served.error());
   return served;
 }

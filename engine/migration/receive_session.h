@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -41,6 +42,19 @@ class ReceiveSession {
 
  private:
   enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kRunning, kAborted };
+
+  /// A channel that may be cancelled from outside, for as long as its thread is in here.
+  class Listed {
+   public:
+    Listed(ReceiveSession& session, size_t index, transport::Channel& channel);  // with the lock
+    ~Listed();
+    Listed(const Listed&) = delete;
+    Listed& operator=(const Listed&) = delete;
+
+   private:
+    ReceiveSession& session_;
+    size_t index_;
+  };
 
   Status converse(transport::Channel& channel, wire::RecordReader& reader, wire::RecordWriter& writer);
   Status take_inventory(const wire::Record& record, wire::RecordWriter& writer);
