@@ -4,11 +4,13 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 #include <map>
 
+#include "engine/base/fd.h"
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/state/memory_objects.h"
@@ -319,13 +321,23 @@ Status prepare(BuildContext&, std::string_view) {
   return {};
 }
 
+/// Whether the shell, which has the program file of its engine, has the right one already.
+bool has_exe(const BuildContext& context, const std::string& path, const Fd& exe) {
+  const std::string link = fmt::format("/proc/{}/exe", context.shell.pid());
+  const auto now = read_link(link);
+  struct stat there {
+  }, wanted{};
+  return now.ok() && now.value() == path && ::stat(link.c_str(), &there) == 0 &&
+         ::fstat(exe.get(), &wanted) == 0 && there.st_dev == wanted.st_dev && there.st_ino == wanted.st_ino;
+}
+
 Status finish(BuildContext& context, std::string_view message) {
   const auto state = TRY(parse_message<wire::AddressSpaceState>(kName, message));
-  const int exe = ::open(state.exe().c_str(), O_RDONLY | O_CLOEXEC);
-  if (exe < 0) return fail_errno("open the program file", state.exe());
-  Status set = set_mm(context, state, exe);
-  ::close(exe);
-  return set;
+  const Fd exe(::open(state.exe().c_str(), O_RDONLY | O_CLOEXEC));
+  if (!exe.valid()) return fail_errno("open the program file", state.exe());
+  // KERNEL: it cannot be changed while the present one is mapped: EBUSY where a program moves its own like.
+  constexpr int kAsItIs = -1;
+  return set_mm(context, state, has_exe(context, state.exe(), exe) ? kAsItIs : exe.get());
 }
 
 }  // namespace
