@@ -117,10 +117,11 @@ void Control::set_link(LinkControl link) {
 
 void Control::apply_bandwidth() {
   if (!link_.set_bandwidth) return;
-  // Only the rounds pause: whoever is told to pause in the freeze does not make that longer.
+  // Only the rounds pause and keep to a limit: neither may make a freeze longer.
   const bool paused = paused_ && statistics_.state == JobState::kActive;
+  const bool frozen = statistics_.state == JobState::kDevice || statistics_.state == JobState::kCompleted;
   const bool faster = bandwidth_ == 0 || bandwidth_ > kTrickle;
-  link_.set_bandwidth(paused && faster ? kTrickle : bandwidth_);
+  link_.set_bandwidth(frozen ? 0 : paused && faster ? kTrickle : bandwidth_);
 }
 
 void Control::publish(const std::function<void(Statistics&)>& change) {

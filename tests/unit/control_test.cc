@@ -112,6 +112,19 @@ TEST_F(ControlTest, AFileHasNoBandwidth) {
   EXPECT_TRUE(file.set({.downtime = seconds(1)}).ok());
 }
 
+TEST_F(ControlTest, TheFreezeKeepsToNoLimit) {
+  EXPECT_TRUE(control_.set({.bandwidth = 5000}).ok());
+  attach();
+  begin_bulk();
+  EXPECT_EQ(rate_, 5000u);
+  control_.publish([](Statistics& s) { s.state = JobState::kDevice; });
+  EXPECT_EQ(rate_, 0u);
+  EXPECT_TRUE(control_.set({.bandwidth = 6000}).ok());
+  EXPECT_EQ(rate_, 0u);
+  begin_bulk();  // a bad instant
+  EXPECT_EQ(rate_, 6000u);
+}
+
 TEST_F(ControlTest, OnlyTheRoundsPause) {
   attach();
   EXPECT_TRUE(control_.pause().ok());
