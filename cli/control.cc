@@ -2,6 +2,7 @@
 // freeze-now.
 #include <fmt/format.h>
 
+#include <godwit/godwit.h>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -9,19 +10,12 @@
 #include "cli/exit_code.h"
 #include "cli/limit_options.h"
 #include "cli/verbs.h"
-#include "engine/migration/control_protocol.h"
-#include "engine/migration/control_server.h"
 
 namespace godwit::cli {
 namespace {
 
-using migration::Wish;
+using migration::JobRequest;
 using nlohmann::ordered_json;
-
-Result<std::string> ask(pid_t job, const migration::Request& request) {
-  const std::string answer = TRY(migration::ask_job(migration::job_path(job), migration::encode(request)));
-  return migration::parse_answer(answer);
-}
 
 void print_for_people(const ordered_json& s) {
   const ordered_json& ram = s.at("ram");
@@ -55,7 +49,7 @@ Status try_status(const Arguments& arguments) {
   const std::vector<pid_t> jobs = all ? TRY(migration::list_jobs()) : std::vector<pid_t>{arguments.pid};
   if (jobs.empty() && !arguments.json) fmt::print("nothing is under way\n");
   for (const pid_t job : jobs) {
-    auto status = ask(job, {Wish::kStatus, {}});
+    auto status = migration::job_status(job);
     // Of all jobs, one may have ended since they were listed.
     if (!status.ok() && all && status.error().kind == ErrorKind::kRefused) continue;
     print_status(TRY(std::move(status)), arguments.json);
@@ -63,15 +57,12 @@ Status try_status(const Arguments& arguments) {
   return {};
 }
 
-int simple(const Arguments& arguments, Wish wish) {
-  const Events events(arguments.json);
-  const auto done = ask(arguments.pid, {wish, {}});
-  return events.finish(done.ok() ? Status() : Status(done.error()), "");
+int simple(const Arguments& arguments, JobRequest request) {
+  return Events(arguments.json).finish(migration::request_of_job(arguments.pid, request), "");
 }
 
 Status try_set(const Arguments& arguments) {
-  TRY(ask(arguments.pid, {Wish::kSet, TRY(changes_of(arguments.limits))}));
-  return {};
+  return migration::change_job(arguments.pid, TRY(changes_of(arguments.limits)));
 }
 
 }  // namespace
@@ -85,16 +76,16 @@ int set(const Arguments& arguments) {
 }
 
 int cancel(const Arguments& arguments) {
-  return simple(arguments, Wish::kCancel);
+  return simple(arguments, JobRequest::kCancel);
 }
 int pause(const Arguments& arguments) {
-  return simple(arguments, Wish::kPause);
+  return simple(arguments, JobRequest::kPause);
 }
 int resume(const Arguments& arguments) {
-  return simple(arguments, Wish::kResume);
+  return simple(arguments, JobRequest::kResume);
 }
 int freeze_now(const Arguments& arguments) {
-  return simple(arguments, Wish::kFreezeNow);
+  return simple(arguments, JobRequest::kFreezeNow);
 }
 
 }  // namespace godwit::cli

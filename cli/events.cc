@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/exit_code.h"
-#include "engine/base/units.h"
 
 namespace godwit::cli {
 namespace {

@@ -1,12 +1,8 @@
 // What the command line prints: one line for people, or one JSON object a line (--json) for programs.
 #pragma once
 
+#include <godwit/godwit.h>
 #include <string>
-
-#include "engine/base/result.h"
-#include "engine/migration/dirty_rate.h"
-#include "engine/migration/report.h"
-#include "engine/state/finding.h"
 
 namespace godwit::cli {
 

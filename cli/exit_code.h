@@ -1,7 +1,7 @@
 // What godwit's exit code tells (docs/process-support.md lists them for people).
 #pragma once
 
-#include "engine/base/result.h"
+#include <godwit/godwit.h>
 
 namespace godwit::cli {
 

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "engine/base/files.h"
+#include <charconv>
 
 namespace godwit::cli {
 namespace {
@@ -11,6 +11,13 @@ Status parse_optional(const std::optional<std::string>& text, const char* what,
                       std::optional<uint64_t>& value) {
   if (text) value = TRY(parse_size(*text, what));
   return {};
+}
+
+/// The whole of `text`.
+std::optional<uint64_t> parse_number(std::string_view text) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc() && end == text.data() + text.size() ? std::optional(number) : std::nullopt;
 }
 
 }  // namespace

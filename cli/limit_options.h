@@ -1,11 +1,10 @@
 // The limits of a migration as the command line gives them.
 #pragma once
 
+#include <godwit/godwit.h>
 #include <string_view>
 
 #include "cli/verbs.h"
-#include "engine/base/result.h"
-#include "engine/migration/control.h"
 
 namespace godwit::cli {
 

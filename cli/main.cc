@@ -34,7 +34,7 @@ void add_limits(CLI::App& verb, godwit::cli::LimitArguments& limits) {
 }
 
 void add_bandwidth(CLI::App& verb, godwit::cli::LimitArguments& limits) {
-  verb.add_option("--bandwidth", limits.bandwidth, "bytes per second at most (k, M, G); 0: no limit (0)");
+  verb.add_option("--bandwidth", limits.bandwidth, "bytes per second at most (k, M, G), but for the freeze; 0: no limit (0)");
 }
 
 void add_link(CLI::App& verb, Arguments& a) {

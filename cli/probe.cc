@@ -1,12 +1,12 @@
 // `godwit probe`: what this kernel offers, what follows from it.
 #include <fmt/format.h>
 
+#include <godwit/godwit.h>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "cli/exit_code.h"
 #include "cli/verbs.h"
-#include "engine/base/kernel_features.h"
 
 namespace godwit::cli {
 

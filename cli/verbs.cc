@@ -3,18 +3,12 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <godwit/godwit.h>
 #include <atomic>
 
 #include "cli/events.h"
 #include "cli/exit_code.h"
 #include "cli/limit_options.h"
-#include "engine/base/files.h"
-#include "engine/migration/checkpoint.h"
-#include "engine/migration/dirty_rate.h"
-#include "engine/migration/migrate.h"
-#include "engine/migration/receiver.h"
-#include "engine/transport/file.h"
-#include "engine/wire/printer.h"
 
 namespace godwit::cli {
 namespace {
@@ -91,7 +85,7 @@ Status try_receive(const Arguments& arguments, const Events& events) {
   options.on_running = [&](pid_t pid, pid_t inner) { events.running(pid, inner); };
   if (!arguments.once) options.on_failed = [&](const Error& error) { events.failed(error, ""); };
   options.cancelled = &cancelled;
-  return TRY(migration::Receiver::create(std::move(options)))->serve();
+  return migration::receive(std::move(options));
 }
 
 Status try_checkpoint(const Arguments& arguments, const Events& events) {
@@ -188,10 +182,8 @@ int restore(const Arguments& arguments) {
 
 int inspect(const Arguments& arguments) {
   const Events events(arguments.json);
-  auto source = transport::FileSource::open(arguments.file);
-  if (!source.ok()) return events.finish(source.take_error(), "");
-  return events.finish(wire::print_stream(*source, [](std::string_view line) { fmt::print("{}\n", line); }),
-                       "");
+  const auto print = [](std::string_view line) { fmt::print("{}\n", line); };
+  return events.finish(migration::inspect(arguments.file, print), "");
 }
 
 }  // namespace godwit::cli

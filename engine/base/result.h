@@ -109,6 +109,7 @@ Error fail_errno(std::string operation, std::string subject, int err = errno,
 
 }  // namespace godwit
 
+#ifndef GODWIT_WITHOUT_MACROS  // for programs that have a TRY or CHECK of their own
 #define GODWIT_CONCAT_(a, b) a##b
 #define GODWIT_CONCAT(a, b) GODWIT_CONCAT_(a, b)
 #define GODWIT_TRY_(result, expr)    \
@@ -120,3 +121,4 @@ Error fail_errno(std::string operation, std::string subject, int err = errno,
   })
 #define TRY(expr) GODWIT_TRY_(GODWIT_CONCAT(try_result_, __COUNTER__), expr)
 #define CHECK(cond) ((cond) ? static_cast<void>(0) : ::godwit::check_failed(#cond, SourceLocation::current()))
+#endif

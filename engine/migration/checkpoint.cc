@@ -8,6 +8,9 @@
 #include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
 #include "engine/migration/inventory.h"
+#include "engine/migration/memory_image.h"
+#include "engine/migration/precopy.h"
+#include "engine/migration/rebuild.h"
 #include "engine/model/record_stream.h"
 #include "engine/state/host_facts.h"
 #include "engine/transport/file.h"
@@ -28,43 +31,23 @@ Status freeze(Precopy& precopy) {
   }
 }
 
-/// Bytes that a writer made, kept.
-class Collected final : public ByteSink {
- public:
-  Status write(std::span<const std::byte> bytes) override {
-    bytes_.insert(bytes_.end(), bytes.begin(), bytes.end());
-    return {};
-  }
-  Status flush() override { return {}; }
-  [[nodiscard]] const std::vector<std::byte>& bytes() const { return bytes_; }
-
- private:
-  std::vector<std::byte> bytes_;
-};
-
 /// The first bytes of an image. KERNEL: the offsets of a time namespace are set before a process enters it,
 /// so a reader needs them first; but they are known last, at the freeze, and the clocks must not go back
 /// behind it.
-Result<std::vector<std::byte>> image_head(const wire::StreamHeader& header,
-                                          const wire::Inventory& inventory) {
-  Collected head;
+Status rewrite_head(ImageSink& sink, const wire::StreamHeader& header, const wire::Inventory& inventory,
+                    uint64_t size) {
+  MemoryImage head;
   wire::RecordWriter writer(head, header);
   TRY(writer.start());
   TRY(writer.write_message(wire::RecordType::kInventory, inventory));
-  return head.bytes();
-}
-
-Status rewrite_head(transport::FileSink& sink, const wire::StreamHeader& header,
-                    const wire::Inventory& inventory, uint64_t size) {
-  const auto head = TRY(image_head(header, inventory));
-  if (head.size() != size)
+  if (head.bytes_written() != size)
     return fail(ErrorKind::kBug, "rewrite an image", "its inventory", "it has another size");
-  return sink.rewrite(0, head);
+  return sink.rewrite(0, head.bytes());
 }
 
 Status write_image(const CheckpointOptions& options, const tracee::Process& process,
-                   const state::Intent& intent, Guardian& guardian, Control& control,
-                   transport::FileSink& sink, Report& report) {
+                   const state::Intent& intent, Guardian& guardian, Control& control, ImageSink& sink,
+                   Report& report) {
   TRY(judge(TRY(check_here(process, intent)), options.on_findings));
 
   wire::StreamHeader header;
@@ -79,6 +62,7 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   PrecopyOptions settings;
   settings.progress = options.on_progress;
   settings.verify = options.verify;
+  settings.policy = options.policy;
   settings.on_frozen = [&] { return add_clock_values(process, inventory); };
   auto precopy = TRY(Precopy::create(process, intent, {&writer}, control, std::move(settings), {}));
   guardian.touching();
@@ -119,7 +103,9 @@ Result<Report> checkpoint(const CheckpointOptions& options) {
   const auto process = TRY(tracee::Process::open(options.pid));
   state::Intent intent;
   intent.to_file = true;
-  auto sink = TRY(transport::FileSink::create(options.path));
+  std::optional<transport::FileSink> file;
+  if (options.sink == nullptr) file.emplace(TRY(transport::FileSink::create(options.path)));
+  ImageSink& sink = file ? *file : *options.sink;
   Control control(options.pid, options.limits, std::nullopt, options.cancelled);
   const auto server = TRY(ControlServer::start(control, job_path(options.pid)));
   control.publish([&](Statistics& s) { s.destination = options.path; });
@@ -132,8 +118,9 @@ Result<Report> checkpoint(const CheckpointOptions& options) {
 }
 
 Result<pid_t> restore(const RestoreOptions& options) {
-  auto source = TRY(transport::FileSource::open(options.path));
-  wire::RecordReader reader(source);
+  std::optional<transport::FileSource> file;
+  if (options.source == nullptr) file.emplace(TRY(transport::FileSource::open(options.path)));
+  wire::RecordReader reader(file ? *file : *options.source);
   TRY(reader.start());
   Rebuild rebuild(options.pid_namespace);
   for (;;) {

@@ -5,17 +5,21 @@
 #include <functional>
 #include <string>
 
-#include "engine/migration/precopy.h"
-#include "engine/migration/rebuild.h"
+#include "engine/migration/convergence.h"
+#include "engine/migration/pid_namespace.h"
+#include "engine/migration/report.h"
+#include "engine/model/record_stream.h"
 #include "engine/state/finding.h"
 
 namespace godwit::migration {
 
 struct CheckpointOptions {
   pid_t pid = 0;
-  std::string path;
+  std::string path;            ///< of the file, or a name for `sink`
+  ImageSink* sink = nullptr;   ///< borrowed; null: the file
   bool leave_running = false;  ///< otherwise the process ends once the image is complete and on the disk
   Limits limits;
+  Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;
@@ -27,7 +31,8 @@ struct CheckpointOptions {
 Result<Report> checkpoint(const CheckpointOptions& options);
 
 struct RestoreOptions {
-  std::string path;
+  std::string path;              ///< of the file, or a name for `source`
+  ByteSource* source = nullptr;  ///< borrowed; null: the file
   PidNamespace pid_namespace = PidNamespace::kAuto;
   std::function<void(pid_t pid, pid_t inner_pid)> on_running;
 };

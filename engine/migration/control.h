@@ -10,24 +10,10 @@
 #include <optional>
 
 #include "engine/base/result.h"
-#include "engine/migration/convergence.h"
+#include "engine/migration/job.h"
 #include "engine/migration/statistics.h"
 
 namespace godwit::migration {
-
-/// What a `set` names; all else stays as it is.
-struct Changes {
-  std::optional<Nanos> downtime;
-  std::optional<uint64_t> bandwidth;  ///< bytes a second, 0: none
-  std::optional<uint32_t> max_rounds;
-  std::optional<Nanos> timeout;  ///< since the start, 0: none
-  std::optional<OnTimeout> on_timeout;
-  std::optional<bool> throttle;
-  std::optional<unsigned> throttle_initial, throttle_increment, throttle_maximum;
-  std::optional<uint64_t> dirty_limit;  ///< bytes a second, 0: none
-};
-
-Limits changed_by(Limits limits, const Changes& changes);
 
 /// The connection as this sees it. Every function may be called by any thread.
 struct LinkControl {

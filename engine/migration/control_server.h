@@ -46,8 +46,6 @@ class ControlServer {
 /// Takes away what an engine that was killed left at `path`; nothing if somebody listens there.
 void remove_dead_socket(const std::string& path);
 
-/// The jobs of this host: pids whose engine listens. Errors: System.
-Result<std::vector<pid_t>> list_jobs();
 /// One request, one answer; both lines, without their ends. Errors: Refused when there is no such job,
 /// Denied, Timeout.
 Result<std::string> ask_job(const std::string& path, const std::string& request);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -101,5 +102,9 @@ struct Situation {
 /// rounds that brought nothing, none does.
 bool pays(const Situation& now);
 Decision decide(const Situation& now, const Limits& limits);
+
+/// What is asked after each round. Another one than decide() sees the same and is bound by the same promises:
+/// it says when to freeze, not whether the copy is right.
+using Policy = std::function<Decision(const Situation& now, const Limits& limits)>;
 
 }  // namespace godwit::migration

@@ -13,16 +13,6 @@ constexpr double kSlowLink = 600e6;
 
 }  // namespace
 
-PageCounts& PageCounts::operator+=(const PageCounts& other) {
-  sent += other.sent;
-  zero += other.zero;
-  xbzrle += other.xbzrle;
-  raw += other.raw;
-  unchanged += other.unchanged;
-  discarded += other.discarded;
-  return *this;
-}
-
 void LinkRate::add(size_t bytes, Nanos blocked) {
   bytes_ += bytes;
   blocked_ += blocked;

@@ -9,22 +9,12 @@
 
 #include "engine/base/clock.h"
 #include "engine/codec/encoder.h"
+#include "engine/migration/page_counts.h"
 #include "engine/tracee/memory.h"
 #include "engine/wire/page_batch_writer.h"
 #include "engine/wire/record_writer.h"
 
 namespace godwit::migration {
-
-struct PageCounts {
-  uint64_t sent = 0;  ///< pages that travelled in any form
-  uint64_t zero = 0;
-  uint64_t xbzrle = 0;
-  uint64_t raw = 0;
-  uint64_t unchanged = 0;  ///< written, but equal to what the destination holds
-  uint64_t discarded = 0;  ///< gone at the source after they were sent
-
-  PageCounts& operator+=(const PageCounts& other);
-};
 
 /// What the last few MiB needed to leave: the slower of the link and the peer.
 class LinkRate {

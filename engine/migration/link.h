@@ -6,25 +6,13 @@
 #include <string>
 #include <vector>
 
+#include "engine/migration/link_options.h"
 #include "engine/transport/channel_set.h"
 #include "engine/wire/record_reader.h"
 #include "engine/wire/record_writer.h"
 #include "engine/wire/state.pb.h"
 
 namespace godwit::migration {
-
-struct LinkOptions {
-  std::string destination;  ///< "HOST:PORT"
-  size_t channels = 1;
-  uint64_t bandwidth = 0;  ///< bytes per second over all channels, 0 for no limit
-  bool insecure = false;   ///< plain TCP to a host that is not this one
-  Nanos connect_timeout{std::chrono::seconds(10)};
-  Nanos dead_after{std::chrono::seconds(10)};  ///< a peer that acknowledges nothing for so long is gone
-  /// How long an answer may take of a peer that acknowledges: it may have much to install.
-  [[nodiscard]] Nanos answer_timeout() const { return 6 * dead_after; }
-  /// How long to ask an unreachable peer after COMMIT.
-  [[nodiscard]] Nanos verdict_patience() const { return 3 * dead_after; }
-};
 
 /// Features of this build that both ends must name to be used.
 inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions"};

@@ -13,6 +13,8 @@
 #include "engine/migration/hooks.h"
 #include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
+#include "engine/migration/link.h"
+#include "engine/migration/precopy.h"
 #include "engine/migration/session.h"
 #include "engine/wire/layout_messages.h"
 
@@ -93,6 +95,7 @@ class Migration {
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
     precopy.progress = options_.on_progress;
     precopy.verify = options_.verify;
+    precopy.policy = options_.policy;
     precopy.on_frozen = [this]() -> Status {
       if (addresses_) TRY(addresses_->freeze());
       return hooks_.run("frozen", options_.pid, link_->peer_name());

@@ -6,8 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "engine/migration/link.h"
-#include "engine/migration/precopy.h"
+#include "engine/base/units.h"
+#include "engine/migration/convergence.h"
+#include "engine/migration/link_options.h"
+#include "engine/migration/report.h"
 #include "engine/state/finding.h"
 
 namespace godwit::migration {
@@ -16,6 +18,7 @@ struct MigrateOptions {
   pid_t pid = 0;
   LinkOptions link;
   Limits limits;
+  Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
   size_t cache_bytes = 64_MiB;
   std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"

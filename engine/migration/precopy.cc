@@ -176,7 +176,7 @@ Status Precopy::rounds() {
     now.rounds_without_gain = note_gain(now.ahead.downtime);
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
-    const Decision decision = decide(now, limits);
+    const Decision decision = options_.policy(now, limits);
     if (decision == Decision::kFreeze) return one_more_round();
     TRY(turn(decision, now, limits));
   }

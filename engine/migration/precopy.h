@@ -33,6 +33,7 @@ namespace godwit::migration {
 struct PrecopyOptions {
   size_t cache_bytes = 64_MiB;
   OnProgress progress;
+  Policy policy = decide;
   bool verify = false;                ///< hashes of all pages follow the last of them
   std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
 };

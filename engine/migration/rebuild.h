@@ -16,6 +16,7 @@
 #include "engine/base/result.h"
 #include "engine/migration/delta_batch.h"
 #include "engine/migration/memory_check.h"
+#include "engine/migration/pid_namespace.h"
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
 #include "engine/tracee/shell.h"
@@ -24,13 +25,6 @@
 #include "uffd/page_installer.h"
 
 namespace godwit::migration {
-
-enum class PidNamespace : uint8_t {
-  kInvalid = 0,
-  kAuto,  ///< this host's if the pids are free there, else a new one
-  kHost,
-  kNew,
-};
 
 class Rebuild {
  public:

@@ -11,6 +11,7 @@
 
 #include "engine/address/address_move.h"
 #include "engine/migration/hooks.h"
+#include "engine/migration/rebuild.h"
 #include "engine/migration/receiver.h"
 #include "engine/transport/channel.h"
 #include "engine/wire/record_reader.h"

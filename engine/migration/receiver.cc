@@ -24,6 +24,10 @@ constexpr size_t kMaxGuests = 64;  ///< connections at once
 
 }  // namespace
 
+Status receive(ReceiveOptions options) {
+  return TRY(Receiver::create(std::move(options)))->serve();
+}
+
 Result<std::unique_ptr<Receiver>> Receiver::create(ReceiveOptions options) {
   clear_dead_commits();
   // ORDER: probing forks a child, which would hold the listener for a moment longer than an engine that is

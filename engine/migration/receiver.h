@@ -3,8 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -12,26 +10,12 @@
 #include <thread>
 #include <vector>
 
-#include "engine/migration/rebuild.h"
+#include "engine/migration/receive.h"
 #include "engine/transport/listener.h"
+#include "engine/wire/record_reader.h"
 #include "engine/wire/stream_header.h"
 
 namespace godwit::migration {
-
-struct ReceiveOptions {
-  std::string listen = "127.0.0.1:4639";
-  bool once = false;  ///< end after the first session that ran or failed after its inventory
-  bool insecure = false;
-  PidNamespace pid_namespace = PidNamespace::kAuto;
-  std::string hooks;
-  Nanos dead_after{std::chrono::seconds(10)};  ///< a source that acknowledges nothing for so long is gone
-  /// A prepared process without COMMIT is given up after this.
-  [[nodiscard]] Nanos commit_patience() const { return 2 * dead_after; }
-  std::function<void(const std::string& address, uint16_t port)> on_listening;
-  std::function<void(pid_t pid, pid_t inner_pid)> on_running;
-  std::function<void(const Error&)> on_failed;
-  const std::atomic<bool>* cancelled = nullptr;
-};
 
 class ReceiveSession;
 

@@ -8,7 +8,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/migration/convergence.h"
-#include "engine/migration/memory_sender.h"
+#include "engine/migration/page_counts.h"
 
 namespace godwit::migration {
 

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "engine/base/clock.h"
-#include "engine/migration/memory_sender.h"
+#include "engine/migration/page_counts.h"
 #include "engine/migration/report.h"
 
 namespace godwit::migration {

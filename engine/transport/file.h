@@ -11,7 +11,7 @@ namespace godwit::transport {
 
 /// Writes PATH.partial and gives it its name when it is complete and on the disk; an image under its own name
 /// is therefore always whole. Without finish() the partial file is removed.
-class FileSink final : public ByteSink {
+class FileSink final : public ImageSink {
  public:
   /// Readable by the owner alone: an image holds a process's memory. A PATH.partial of an earlier run is
   /// replaced. Errors: System, Denied.
@@ -22,13 +22,10 @@ class FileSink final : public ByteSink {
 
   Status write(std::span<const std::byte> bytes) override;
   Status flush() override;  ///< in the file, not yet safe from a power cut
-  /// Other bytes in place of those that begin at `position`, all of which were written before. Errors:
-  /// System, Bug.
-  Status rewrite(uint64_t position, std::span<const std::byte> bytes);
-  /// Flush, sync, rename, sync the directory. Nothing may be written afterwards. Errors: System.
-  Status finish();
+  Status rewrite(uint64_t position, std::span<const std::byte> bytes) override;
+  Status finish() override;  ///< flush, sync, rename, sync the directory
 
-  [[nodiscard]] uint64_t bytes_written() const { return written_ + used_; }
+  [[nodiscard]] uint64_t bytes_written() const override { return written_ + used_; }
 
  private:
   FileSink(std::string path, Fd fd, Mapping buffer);

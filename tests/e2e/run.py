@@ -12,8 +12,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 import control  # noqa: E402
-from godwit import (Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
+from godwit import (BUILD, PATIENCE, Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, state_of, sweep, stand)
+import installed  # noqa: E402
 from torture import plan_torture  # noqa: E402
 
 SKEW = 86400  # s
@@ -123,6 +124,14 @@ def stays(a, b, name, case, word):
         await_empty(b)
 
 
+def example(a, _, words):
+    """Each runs by itself, and says by its exit code whether all went well."""
+    done = a.run([BUILD / "examples" / words[0], *words[1:]], timeout=PATIENCE)
+    if done.returncode != 0:
+        raise Failure(f"exit code {done.returncode}: {done.stdout} {done.stderr}")
+    await_empty(a)
+
+
 class Plan:
     """Names every test, so that those chosen by words run and the rest are not even counted."""
 
@@ -182,6 +191,8 @@ def main(words):
         for entry in cases["stays"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
+        for words_of in cases["example"]["run"]:
+            plan.test(f"example/{' '.join(words_of)}", example, words_of)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
         # Only by name: about one move in a hundred shows a fault that is known and open (docs/process-support.md).
@@ -189,6 +200,8 @@ def main(words):
             plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))
     finally:
         plan.close()
+    if not words or any(word in "library installed" for word in words):
+        plan.tap.run("library installed", installed.library_installed)
     for entry in cases["app"]:
         name = f"app/{entry['name']}"
         if words and not any(word in name for word in words):

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Arrows run downward only: base <- model <- {tracee codec wire transport address uffd ebpf} <- state <- migration
-<- {cli, examples}. Siblings do not include each other. Also holds sources to 600 lines and headers to 250."""
+<- godwit <- {cli, examples}. Siblings do not include each other, and of the engine cli and examples see godwit.h alone.
+Also holds sources to 600 lines and headers to 250."""
 import pathlib
 import re
 import sys
 
 LAYERS = [["engine/base"], ["engine/model"],
           ["engine/tracee", "engine/codec", "engine/wire", "engine/transport", "engine/address", "uffd", "ebpf"],
-          ["engine/state"], ["engine/migration"], ["cli", "examples"]]
+          ["engine/state"], ["engine/migration"], ["engine/godwit"], ["cli", "examples"]]
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+USERS = ("cli", "examples")
 
 
 def room_of(path):
@@ -32,6 +34,8 @@ def main(root):
                 other = room_of(target)
                 if other and other != room and RANK[other] >= RANK[room]:
                     wrong.append(f"{name}: includes {target}, which does not stand below it")
+                elif other and other != room and room in USERS:
+                    wrong.append(f"{name}: includes {target}, and may use godwit/godwit.h alone")
     for line in wrong:
         print(line)
     print(f"{seen} files, {len(wrong)} wrong arrows or sizes")

@@ -1,0 +1,27 @@
+// How pages travelled, counted.
+#pragma once
+
+#include <cstdint>
+
+namespace godwit::migration {
+
+struct PageCounts {
+  uint64_t sent = 0;  ///< pages that travelled in any form
+  uint64_t zero = 0;
+  uint64_t xbzrle = 0;
+  uint64_t raw = 0;
+  uint64_t unchanged = 0;  ///< written, but equal to what the destination holds
+  uint64_t discarded = 0;  ///< gone at the source after they were sent
+
+  PageCounts& operator+=(const PageCounts& other) {
+    sent += other.sent;
+    zero += other.zero;
+    xbzrle += other.xbzrle;
+    raw += other.raw;
+    unchanged += other.unchanged;
+    discarded += other.discarded;
+    return *this;
+  }
+};
+
+}  // namespace godwit::migration
