@@ -35,7 +35,12 @@ ordered_json to_json(const migration::Downtime& d) {
 ordered_json to_json(const migration::RoundStats& r) {
   return {{"round", r.round},
           {"pages", r.pages},
+          {"zero", r.travelled.zero},
+          {"xbzrle", r.travelled.xbzrle},
+          {"raw", r.travelled.raw},
+          {"unchanged", r.travelled.unchanged},
           {"bytes", r.wire_bytes},
+          {"interval_us", to_micros(r.interval)},
           {"duration_us", to_micros(r.duration)},
           {"scan_us", to_micros(r.scan)},
           {"cpu-throttle-percentage", r.throttle_percent}};

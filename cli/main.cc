@@ -34,7 +34,8 @@ void add_limits(CLI::App& verb, godwit::cli::LimitArguments& limits) {
 }
 
 void add_bandwidth(CLI::App& verb, godwit::cli::LimitArguments& limits) {
-  verb.add_option("--bandwidth", limits.bandwidth, "bytes per second at most (k, M, G), but for the freeze; 0: no limit (0)");
+  verb.add_option("--bandwidth", limits.bandwidth,
+                  "bytes per second at most (k, M, G), but for the freeze; 0: no limit (0)");
 }
 
 void add_link(CLI::App& verb, Arguments& a) {
@@ -51,6 +52,10 @@ void add_link_timeout(CLI::App& verb, Arguments& a, const char* what) {
 void add_verify(CLI::App& verb, Arguments& a) {
   verb.add_flag("--verify", a.verify,
                 "hash all memory while it is frozen, and let no copy run that differs; lengthens the freeze");
+}
+
+void add_report(CLI::App& verb, Arguments& a) {
+  verb.add_option("--report", a.report, "write what was measured to this file, as a page for a browser");
 }
 
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
@@ -70,6 +75,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
       ->capture_default_str();
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
   add_verify(*migrate, a);
+  add_report(*migrate, a);
   migrate->callback([verb] { *verb = godwit::cli::migrate; });
 }
 
@@ -93,6 +99,7 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
   checkpoint->add_flag("--leave-running", a.leave_running, "the process goes on after it");
   add_limits(*checkpoint, a.limits);
   add_verify(*checkpoint, a);
+  add_report(*checkpoint, a);
   checkpoint->callback([verb] { *verb = godwit::cli::checkpoint; });
   CLI::App* restore = app.add_subcommand("restore", "let the process of a file run");
   restore->add_option("FILE", a.file)->required();

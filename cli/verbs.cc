@@ -5,9 +5,11 @@
 
 #include <godwit/godwit.h>
 #include <atomic>
+#include <fstream>
 
 #include "cli/events.h"
 #include "cli/exit_code.h"
+#include "cli/html_report.h"
 #include "cli/limit_options.h"
 
 namespace godwit::cli {
@@ -56,6 +58,14 @@ Result<migration::PidNamespace> pid_namespace_of(const std::string& name) {
   return fail(ErrorKind::kUsage, "read --pid-namespace", name, "give auto, host or new");
 }
 
+/// The process has moved; a report that cannot be written does not change that.
+void write_report(const Arguments& arguments, const migration::Report& report) {
+  if (arguments.report.empty()) return;
+  std::ofstream file(arguments.report);
+  file << html_report(report);
+  if (!file.flush()) fmt::print(stderr, "godwit: the report was not written to {}\n", arguments.report);
+}
+
 Status try_migrate(const Arguments& arguments, const Events& events) {
   migration::MigrateOptions options;
   options.pid = arguments.pid;
@@ -67,7 +77,10 @@ Status try_migrate(const Arguments& arguments, const Events& events) {
   options.hooks = arguments.hooks;
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
   options.on_findings = [&](const state::Findings& f) { events.findings(f); };
-  options.on_completed = [&](const migration::Report& r) { events.completed(r); };
+  options.on_completed = [&](const migration::Report& r) {
+    events.completed(r);
+    write_report(arguments, r);
+  };
   options.cancelled = &cancelled;
   TRY(migration::migrate(options));
   return {};
@@ -98,7 +111,9 @@ Status try_checkpoint(const Arguments& arguments, const Events& events) {
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
   options.on_findings = [&](const state::Findings& f) { events.findings(f); };
   options.cancelled = &cancelled;
-  events.completed(TRY(migration::checkpoint(options)));
+  const migration::Report report = TRY(migration::checkpoint(options));
+  events.completed(report);
+  write_report(arguments, report);
   return {};
 }
 

@@ -30,6 +30,7 @@ struct Arguments {
   bool discard = false;
   std::string pid_namespace = "auto";
   std::string hooks;
+  std::string report;  ///< a file for html_report()
   std::vector<std::string> move_addresses;
   LimitArguments limits;
   double link_timeout_s = 10;

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "engine/base/clock.h"
+#include "engine/migration/page_counts.h"
 
 namespace godwit::migration {
 
@@ -17,6 +18,7 @@ struct RoundStats {
   uint32_t round = 0;  ///< 0 is the bulk round
   uint64_t pages = 0;  ///< written since the collect before (round 0: all that were populated)
   uint64_t wire_bytes = 0;
+  PageCounts travelled;  ///< how: more than `pages` where an area was announced anew
   Nanos interval{};  ///< between the two collects: the time in which `pages` were written (unused in round 0)
   Nanos
       duration{};  ///< of the round: collect, read, encode, send, and the peer's word that it installed them

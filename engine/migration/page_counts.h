@@ -22,6 +22,11 @@ struct PageCounts {
     discarded += other.discarded;
     return *this;
   }
+  /// What came since `earlier`.
+  [[nodiscard]] PageCounts since(const PageCounts& earlier) const {
+    return {sent - earlier.sent, zero - earlier.zero,           xbzrle - earlier.xbzrle,
+            raw - earlier.raw,   unchanged - earlier.unchanged, discarded - earlier.discarded};
+  }
 };
 
 }  // namespace godwit::migration

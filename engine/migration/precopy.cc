@@ -243,6 +243,7 @@ Status Precopy::round(uint32_t number) {
   stats.round = number;
   stats.throttle_percent = level_.cpu_percent;
   const uint64_t before = wire_bytes();
+  const PageCounts travelled_before = sender_->counts();
   // Not in the bulk round, which follows the description, and not in those that the freeze waits for.
   if (number == 1) TRY(look_in_detail());
   TRY(send_layout(TRY(look_at_layout()), number, false));
@@ -261,6 +262,7 @@ Status Precopy::round(uint32_t number) {
   for (wire::RecordWriter* writer : writers_) TRY(writer->flush());
   if (barrier_) TRY(barrier_(number));
   stats.wire_bytes = wire_bytes() - before;
+  stats.travelled = sender_->counts().since(travelled_before);
   stats.interval = collected_at_ == Nanos{} ? Nanos{} : begin - collected_at_;
   stats.scan = scanned - begin;
   stats.duration = monotonic_now() - begin;
