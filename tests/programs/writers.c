@@ -1,6 +1,7 @@
 // Threads that write without pause, faster than any link, and one that only counts: what a throttle does to
 // each. writers DIR MIB [WRITERS]: each writer rewrites its own MIB. Each check verifies all of it, and
-// writes DIR/rates.N: JSON with what every thread got done in a second of wall time, measured just then.
+// writes DIR/rates.N: JSON with what the threads got done in a second of wall time, measured just then, and
+// what they would have, had nobody else wanted the processors.
 #include "program.h"
 
 #include <pthread.h>
@@ -12,12 +13,14 @@ typedef struct {
   uint32_t* generation;
   pthread_mutex_t lock;
   uint64_t written;  // pages
+  pid_t tid;
 } Writer;
 
 static Writer writers[kMost];
 static int writer_count = 1;
 static size_t pages;
 static uint64_t counted;
+static pid_t counter_tid;
 
 static void write_page(Writer* w, size_t page) {
   w->generation[page]++;
@@ -35,6 +38,7 @@ static bool page_right(const Writer* w, size_t page) {
 
 static void* writer_main(void* argument) {
   Writer* w = argument;
+  w->tid = (pid_t)syscall(SYS_gettid);
   for (size_t page = 0;;) {
     pthread_mutex_lock(&w->lock);
     for (int i = 0; i < kBatch; i++, page = (page + 1) % pages) write_page(w, page);
@@ -45,6 +49,7 @@ static void* writer_main(void* argument) {
 }
 
 static void* counter_main(void* unused) {
+  counter_tid = (pid_t)syscall(SYS_gettid);
   for (;;) {
     for (volatile int i = 0; i < 1000; i++) {
     }
@@ -66,17 +71,40 @@ static void prepare(void) {
   MUST(!pthread_create(&thread, NULL, counter_main, NULL));
 }
 
+// What a thread has done, and the time that it had a processor, or waited for one.
+typedef struct {
+  double done, ran, waited;
+} Work;
+static Work work_of(const uint64_t* done, pid_t tid) {
+  Work work = {(double)__atomic_load_n(done, __ATOMIC_RELAXED), 0, 0};
+  char path[64];
+  snprintf(path, sizeof path, "/proc/self/task/%d/schedstat", tid);
+  sscanf(slurp(path), "%lf %lf", &work.ran, &work.waited);
+  return work;
+}
+typedef struct {
+  double done, alone;
+} Rate;
+static Rate per_second(Work before, Work after, double seconds) {
+  double ran = after.ran - before.ran, waited = after.waited - before.waited;
+  double done = (after.done - before.done) / seconds;
+  return (Rate){done, ran > 0 ? done * (ran + waited) / ran : done};
+}
+
 static void measure(int round) {
-  uint64_t before = 0, after = 0, count_before = __atomic_load_n(&counted, __ATOMIC_RELAXED);
-  for (int i = 0; i < writer_count; i++) before += __atomic_load_n(&writers[i].written, __ATOMIC_RELAXED);
+  Work before[kMost], count_before = work_of(&counted, counter_tid);
+  for (int i = 0; i < writer_count; i++) before[i] = work_of(&writers[i].written, writers[i].tid);
   int64_t start = now_ns(CLOCK_MONOTONIC);
   pause_ms(kWindowMs);
   double seconds = (double)(now_ns(CLOCK_MONOTONIC) - start) / 1e9;
-  for (int i = 0; i < writer_count; i++) after += __atomic_load_n(&writers[i].written, __ATOMIC_RELAXED);
-  uint64_t count_after = __atomic_load_n(&counted, __ATOMIC_RELAXED);
+  Rate written = {0, 0}, counts = per_second(count_before, work_of(&counted, counter_tid), seconds);
+  for (int i = 0; i < writer_count; i++) {
+    Rate one = per_second(before[i], work_of(&writers[i].written, writers[i].tid), seconds);
+    written = (Rate){written.done + one.done, written.alone + one.alone};
+  }
   char text[200], name[32];
-  snprintf(text, sizeof text, "{\"pages\": %.1f, \"counts\": %.1f}\n", (double)(after - before) / seconds,
-           (double)(count_after - count_before) / seconds);
+  snprintf(text, sizeof text, "{\"pages\": %.1f, \"pages_alone\": %.1f, \"counts_alone\": %.1f}\n",
+           written.done, written.alone, counts.alone);
   snprintf(name, sizeof name, "rates.%d", round);
   program_write(name, text);
 }
