@@ -90,14 +90,17 @@ def one_move(source, destination, pid, client, say):
     seen = client.report()
     while seen["operations"] < before + 100:
         more = client.report()
-        seen = {**seen, "operations": seen["operations"] + more["operations"], "errors": seen["errors"] + more["errors"],
-                "wrong": seen["wrong"] + more["wrong"], "longest_pause_ms": max(seen["longest_pause_ms"], more["longest_pause_ms"])}
+        longer = max(seen, more, key=lambda report: report["longest_pause_ms"])
+        seen = {**longer, **{what: seen[what] + more[what] for what in ("operations", "errors", "wrong")}}
         if more["errors"]:
             break
     say(f"{source.name} -> {destination.name}: {len(done['rounds'])} rounds in {done['total_ms']:.0f} ms, "
         f"{done['bytes']['raw'] / 2**20:.0f} MiB of pages as {done['bytes']['wire'] / 2**20:.0f} MiB on the wire")
     say(f"  downtime {done['downtime_ms']:.2f} ms: " + ", ".join(f"{part} {us / 1000:.2f}" for part, us in done["downtime"].items()))
-    say(f"  client: longest pause {seen['longest_pause_ms']:.2f} ms, {seen['operations']} operations, {seen['errors']} errors, "
+    after = seen["longest_pause_began_ms"] - done["frozen_at_ms"]
+    freeze = -seen["longest_pause_ms"] <= after <= done["downtime_ms"]
+    when = "the freeze" if freeze else f"{abs(after):.0f} ms {'after' if after > 0 else 'before'} the freeze began"
+    say(f"  client: longest pause {seen['longest_pause_ms']:.2f} ms ({when}), {seen['operations']} operations, {seen['errors']} errors, "
         f"{seen['wrong']} wrong replies")
     return {"from": source.name, "to": destination.name, "pid": running["pid"], "migration": done, "client": seen}
 

@@ -26,6 +26,7 @@ struct Tally {
   unsigned long errors = 0;
   unsigned long wrong = 0;
   double longest_ms = 0;
+  double longest_began_ms = 0;  // CLOCK_REALTIME
   std::string first_error;
 };
 
@@ -154,9 +155,11 @@ class Worker {
 
   void report() {
     std::printf(
-        "{\"operations\": %lu, \"errors\": %lu, \"wrong\": %lu, \"longest_pause_ms\": %.3f, \"error\": "
+        "{\"operations\": %lu, \"errors\": %lu, \"wrong\": %lu, \"longest_pause_ms\": %.3f, "
+        "\"longest_pause_began_ms\": %.3f, \"error\": "
         "\"%s\"}\n",
-        tally_.operations, tally_.errors, tally_.wrong, tally_.longest_ms, tally_.first_error.c_str());
+        tally_.operations, tally_.errors, tally_.wrong, tally_.longest_ms, tally_.longest_began_ms,
+        tally_.first_error.c_str());
     std::fflush(stdout);
     tally_ = {};
   }
@@ -174,7 +177,12 @@ class Worker {
       return;
     }
     const std::chrono::duration<double, std::milli> took = Clock::now() - began;
-    tally_.longest_ms = std::max(tally_.longest_ms, took.count());
+    if (took.count() > tally_.longest_ms) {
+      tally_.longest_ms = took.count();
+      const std::chrono::duration<double, std::milli> now =
+          std::chrono::system_clock::now().time_since_epoch();
+      tally_.longest_began_ms = now.count() - tally_.longest_ms;
+    }
     tally_.operations++;
     if (answer_ != wanted) tally_.wrong++;
   }
