@@ -17,6 +17,7 @@ struct CheckpointOptions {
   bool leave_running = false;  ///< otherwise the process ends once the image is complete and on the disk
   Limits limits;
   bool verify = false;  ///< compare all memory before the copy may run
+  Compression compress = Compression::kAuto;
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;
   const std::atomic<bool>* cancelled = nullptr;

@@ -18,6 +18,7 @@ struct MigrateOptions {
   Limits limits;
   bool verify = false;  ///< compare all memory before the copy may run
   size_t cache_bytes = 64_MiB;
+  Compression compress = Compression::kAuto;     ///< if the peer can unpack
   std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"
   std::string hooks;                             ///< a directory, or empty
   Nanos forward_after{std::chrono::seconds(1)};  ///< how long late packets of moved addresses are forwarded

@@ -32,6 +32,8 @@ namespace godwit::migration {
 
 struct PrecopyOptions {
   size_t cache_bytes = 64_MiB;
+  Compression compress = Compression::kNone;
+  std::function<bool(size_t channel)> is_peer_behind;  ///< none for a file
   OnProgress progress;
   bool verify = false;                ///< hashes of all pages follow the last of them
   std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
@@ -114,6 +116,7 @@ class Precopy {
   PrecopyOptions options_;
   Barrier barrier_;
 
+  std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
   std::unique_ptr<uffd::WpTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
