@@ -4,15 +4,11 @@ import ctypes
 import struct
 
 HEADER, RECORD = 40, 16
-PACKED = 27
 OPTIONAL = 0x80000000
 
 _xxh = ctypes.CDLL("libxxhash.so.0")
 _xxh.XXH3_64bits_withSeed.restype = ctypes.c_uint64
 _xxh.XXH3_64bits_withSeed.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint64]
-
-
-_lz4 = ctypes.CDLL("liblz4.so.1")
 
 
 def hash64(data, seed=0):
@@ -72,17 +68,6 @@ class Stream:
 
     def version(self, major, minor):
         return with_version(self.header, major, minor)
-
-
-def unpacked(record):
-    """The batch in a record packed by LZ4, under the same number."""
-    kind, packing, length, checksum = struct.unpack_from("<IIII", record.payload)
-    room, packed = ctypes.create_string_buffer(length), record.payload[16:]
-    if packing != 1 or _lz4.LZ4_decompress_safe(packed, room, len(packed), length) != length:
-        raise ValueError(f"record {record.sequence} is not packed by LZ4")
-    if hash64(room.raw, kind) & 0xffffffff != checksum:
-        raise ValueError(f"record {record.sequence}: not the checksum of docs/wire-format.md")
-    return record.copy(kind=kind, payload=room.raw)
 
 
 def renumber(records, first=0):
