@@ -15,6 +15,9 @@ constexpr Nanos kLongWindow = std::chrono::milliseconds(100);
 
 /// We wait for the stream for a larger part of the time: it is the bottleneck.
 constexpr double kSaturated = 0.5;
+/// Seconds a byte. What takes the processor longer than this to send (a disk whose driver does the work in
+/// our time) is slow, too; sockets take half of it, and LZ4 packs at about this speed.
+constexpr double kSlowCopy = 1.6e-9;
 /// A forecast must promise so much for a trial; it costs a window.
 constexpr double kPromise = 1.15;
 /// The trial must have given so much. At less, the processors have better to do, on both hosts.
@@ -140,7 +143,7 @@ void PackingPolicy::judge() {
   costs_.produce = mix(knows_costs_, costs_.produce, per_byte(window_.produce, window_.plain), kLearning);
   costs_.copy = mix(knows_costs_, costs_.copy, per_byte(window_.copy, window_.sent), kLearning);
   knows_costs_ = true;
-  const bool for_link = 2 * window_.for_peer < window_.waited;
+  const bool for_link = 2 * window_.for_peer <= window_.waited;
   const bool saturated = for_link && to_seconds(window_.waited) >= kSaturated * to_seconds(window_.total());
   look_at_link(saturated);
   measured_ = spent() / static_cast<double>(window_.plain);
@@ -153,7 +156,7 @@ void PackingPolicy::judge() {
     settle_trial();
   else
     propose();
-  if (!trial_ && saturated) choose_sample();
+  if (!trial_ && for_link) choose_sample();
 }
 
 /// Where we did not wait for it, it is at least as fast as what went through.
@@ -226,10 +229,10 @@ void PackingPolicy::refuse(wire::Packing packing) {
   refused_link_ = costs_.link;
 }
 
-/// Only a link that keeps us waiting is worth the time of a sample.
+/// Only a stream that keeps us waiting, or busy, is worth the time of a sample.
 void PackingPolicy::choose_sample() {
   sample_ = Packing::kNone;
-  if (costs_.link <= 0) return;
+  if (costs_.link <= 0 && costs_.copy < kSlowCopy) return;
   for (const Packing packing : kPackings) {
     const Method& method = of(packing);
     if (packing == current_ || method.refused > 0 || (method.known && method.age <= kStale)) continue;

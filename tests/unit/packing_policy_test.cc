@@ -123,6 +123,8 @@ const World kWorlds[] = {
     {"100 Mbit/s, text", 12e6, kText4, kTextZ},
     {"100 Mbit/s, noise", 12e6, kNoise4, kNoiseZ},
     {"1 Gbit/s, a slow processor", 118e6, {90e6, 0.4}, {50e6, 0.25}, 300e6},
+    {"a disk that works in our time, text", 5e9, kText4, kTextZ, 2.5e9, 5e9, 150e6},
+    {"a disk that works in our time, noise", 5e9, kNoise4, kNoiseZ, 2.5e9, 5e9, 150e6},
     {"a slow peer", 5e9, kText4, kTextZ, 2.5e9, 250e6},
     {"a slow peer at 10 Gbit/s, sparse", 1.18e9, kSparse4, kSparseZ, 2.5e9, 250e6},
 };
