@@ -131,6 +131,10 @@ void Events::completed(const migration::Report& r) const {
         "{:.2f}\n",
         to_ms(d.total()), to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit),
         to_ms(d.resume));
+    if (r.packed.bytes > 0)
+      fmt::print("{} pages packed to {:.0f} %, {} batches by lz4, {} by zstd\n", r.packed.pages,
+                 100 * static_cast<double>(r.packed.wire) / static_cast<double>(r.packed.bytes), r.packed.lz4,
+                 r.packed.zstd);
     if (r.throttle_percent > 0) fmt::print("throttled by up to {} %\n", r.throttle_percent);
     std::fflush(stdout);
     if (!r.restarts_anew.empty())
@@ -156,6 +160,12 @@ void Events::completed(const migration::Report& r) const {
                 {"discarded", r.pages.discarded},
                 {"objects", r.object_pages},
                 {"verified", r.verified_pages}}},
+              {"packed",
+               {{"lz4", r.packed.lz4},
+                {"zstd", r.packed.zstd},
+                {"pages", r.packed.pages},
+                {"bytes", r.packed.bytes},
+                {"wire", r.packed.wire}}},
               {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
               {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},

@@ -58,6 +58,13 @@ void add_report(CLI::App& verb, Arguments& a) {
   verb.add_option("--report", a.report, "write what was measured to this file, as a page for a browser");
 }
 
+void add_compress(CLI::App& verb, Arguments& a) {
+  verb.add_option("--compress", a.compress,
+                  "whole pages: none, lz4, zstd, or auto: by what the last ones cost, where that is faster")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}));
+}
+
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
   migrate->add_option("PID", a.pid)->required();
@@ -73,6 +80,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
       ->check(CLI::Range(1, 16));
   migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")
       ->capture_default_str();
+  add_compress(*migrate, a);
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
   add_verify(*migrate, a);
   add_report(*migrate, a);
@@ -100,6 +108,7 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
   add_limits(*checkpoint, a.limits);
   add_verify(*checkpoint, a);
   add_report(*checkpoint, a);
+  add_compress(*checkpoint, a);
   checkpoint->callback([verb] { *verb = godwit::cli::checkpoint; });
   CLI::App* restore = app.add_subcommand("restore", "let the process of a file run");
   restore->add_option("FILE", a.file)->required();

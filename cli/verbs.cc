@@ -66,6 +66,14 @@ void write_report(const Arguments& arguments, const migration::Report& report) {
   if (!file.flush()) fmt::print(stderr, "godwit: the report was not written to {}\n", arguments.report);
 }
 
+Result<migration::Compression> compression_of(const std::string& name) {
+  if (name == "auto") return migration::Compression::kAuto;
+  if (name == "none") return migration::Compression::kNone;
+  if (name == "lz4") return migration::Compression::kLz4;
+  if (name == "zstd") return migration::Compression::kZstd;
+  return fail(ErrorKind::kUsage, "read --compress", name, "give auto, none, lz4 or zstd");
+}
+
 Status try_migrate(const Arguments& arguments, const Events& events) {
   migration::MigrateOptions options;
   options.pid = arguments.pid;
@@ -73,6 +81,7 @@ Status try_migrate(const Arguments& arguments, const Events& events) {
   options.limits = TRY(limits_of(arguments));
   options.verify = arguments.verify;
   options.cache_bytes = TRY(parse_size(arguments.cache, "--cache"));
+  options.compress = TRY(compression_of(arguments.compress));
   options.move_addresses = arguments.move_addresses;
   options.hooks = arguments.hooks;
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
@@ -108,6 +117,7 @@ Status try_checkpoint(const Arguments& arguments, const Events& events) {
   options.leave_running = arguments.leave_running;
   options.limits = TRY(limits_of(arguments));
   options.verify = arguments.verify;
+  options.compress = TRY(compression_of(arguments.compress));
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
   options.on_findings = [&](const state::Findings& f) { events.findings(f); };
   options.cancelled = &cancelled;

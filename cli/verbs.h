@@ -37,6 +37,7 @@ struct Arguments {
   unsigned seconds = 1;
   unsigned channels = 1;
   std::string cache = "64M";
+  std::string compress = "auto";
 };
 
 int receive(const Arguments& arguments);

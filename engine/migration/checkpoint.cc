@@ -63,6 +63,7 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   settings.progress = options.on_progress;
   settings.verify = options.verify;
   settings.policy = options.policy;
+  settings.compress = options.compress;
   settings.on_frozen = [&] { return add_clock_values(process, inventory); };
   auto precopy = TRY(Precopy::create(process, intent, {&writer}, control, std::move(settings), {}));
   guardian.touching();

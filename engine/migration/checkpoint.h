@@ -5,6 +5,7 @@
 #include <functional>
 #include <string>
 
+#include "engine/migration/compression.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/pid_namespace.h"
 #include "engine/migration/report.h"
@@ -21,6 +22,7 @@ struct CheckpointOptions {
   Limits limits;
   Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
+  Compression compress = Compression::kAuto;
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;
   const std::atomic<bool>* cancelled = nullptr;

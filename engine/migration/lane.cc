@@ -5,42 +5,27 @@
 #include "engine/codec/zero_page.h"
 
 namespace godwit::migration {
-namespace {
 
-/// On a link below this, remembering each page of the bulk round (a copy, and a fault for fresh memory: about
-/// 1 GB/s) costs no time, and the second send of a page is a delta.
-constexpr double kSlowLink = 600e6;
-
-}  // namespace
-
-void LinkRate::add(size_t bytes, Nanos blocked) {
-  bytes_ += bytes;
-  blocked_ += blocked;
-  if (bytes_ < kWindow) return;
-  const double seconds = std::max(to_seconds(blocked_), 1e-9);
-  rate_ = static_cast<double>(bytes_) / seconds;
-  bytes_ = 0;
-  blocked_ = Nanos{};
-}
-
-Result<std::unique_ptr<Lane>> Lane::create(wire::RecordWriter& writer, size_t cache_bytes) {
+Result<std::unique_ptr<Lane>> Lane::create(BatchSender& sender, size_t cache_bytes) {
   auto batch = TRY(wire::PageBatchWriter::create());
   auto encoder = TRY(codec::PageEncoder::create(cache_bytes));
-  return std::unique_ptr<Lane>(new Lane(writer, std::move(batch), std::move(encoder)));
+  return std::unique_ptr<Lane>(new Lane(sender, std::move(batch), std::move(encoder)));
 }
 
-void Lane::begin_round(bool bulk) {
+void Lane::begin_round(bool bulk, bool last) {
+  sender_.set_goal(last ? PackingGoal::kLatency : PackingGoal::kThroughput);
   if (!bulk) encoder_.begin_round();
   batch_.begin(0);
 }
 
 Status Lane::send_first(const tracee::Memory& memory, AddressRange range) {
-  if (rate_.bytes_per_second() < kSlowLink)
-    return send_encoded(memory, {&range, 1}, codec::KeepBase::kIfRoom);
+  const BatchSender::Filling filling(sender_);
+  if (sender_.is_slow()) return send_encoded(memory, {&range, 1}, codec::KeepBase::kIfRoom);
   return send_whole(memory, range);
 }
 
 Status Lane::send_again(const tracee::Memory& memory, std::span<const AddressRange> ranges, bool last) {
+  const BatchSender::Filling filling(sender_);
   return send_encoded(memory, ranges, last ? codec::KeepBase::kNo : codec::KeepBase::kYes);
 }
 
@@ -123,18 +108,13 @@ void Lane::count(codec::PageEncoding encoding) {
 }
 
 Status Lane::write_batch() {
-  if (batch_.empty()) return writer_.write_batch(batch_);
-  const size_t bytes = batch_.record_bytes();
-  const Nanos begin = monotonic_now();
-  TRY(writer_.write_batch(batch_));
-  wire_bytes_ += bytes;
-  rate_.add(bytes, monotonic_now() - begin);
+  wire_bytes_ += TRY(sender_.write(batch_));
   return {};
 }
 
 Status Lane::flush() {
   TRY(write_batch());
-  return writer_.flush();
+  return sender_.flush();
 }
 
 }  // namespace godwit::migration

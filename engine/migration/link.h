@@ -15,7 +15,7 @@
 namespace godwit::migration {
 
 /// Features of this build that both ends must name to be used.
-inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions"};
+inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions", "packed-pages"};
 
 class Link {
  public:
@@ -38,6 +38,8 @@ class Link {
 
   void set_bandwidth(uint64_t bytes_per_second) { channels_->set_bandwidth(bytes_per_second); }
   void cancel() { channels_->cancel(); }
+  /// It, not the link, is what the writer of that channel waits for.
+  [[nodiscard]] bool is_peer_behind(size_t channel) { return channels_->at(channel).is_peer_behind(); }
   [[nodiscard]] std::string local_address() const;  ///< of the control channel, without the port
   [[nodiscard]] std::string peer_address() const;
   [[nodiscard]] const std::string& peer_name() const { return channels_->control().peer_name(); }

@@ -178,7 +178,7 @@ Status MemorySender::mark_anew(AddressRange range) {
 
 /// Written pages lie scattered: what goes over one lane is read together, a chunk at a time.
 Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {
-  for (auto& lane : lanes_) lane->begin_round(bulk);
+  for (auto& lane : lanes_) lane->begin_round(bulk, last);
   Group group;
   for (const PageRun& run : runs) {
     RemoteAddr at = run.range.start;

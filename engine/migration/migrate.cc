@@ -93,6 +93,8 @@ class Migration {
   Status make_precopy() {
     PrecopyOptions precopy;
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
+    precopy.compress = link_->agreed("packed-pages") ? options_.compress : Compression::kNone;
+    precopy.is_peer_behind = [this](size_t channel) { return link_->is_peer_behind(channel); };
     precopy.progress = options_.on_progress;
     precopy.verify = options_.verify;
     precopy.policy = options_.policy;

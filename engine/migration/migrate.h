@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/base/units.h"
+#include "engine/migration/compression.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/link_options.h"
 #include "engine/migration/report.h"
@@ -21,6 +22,7 @@ struct MigrateOptions {
   Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
   size_t cache_bytes = 64_MiB;
+  Compression compress = Compression::kAuto;     ///< if the peer can unpack
   std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"
   std::string hooks;                             ///< a directory, or empty
   Nanos forward_after{std::chrono::seconds(1)};  ///< how long late packets of moved addresses are forwarded

@@ -21,8 +21,8 @@ uint64_t hash_of(std::span<const std::byte, kPageSize> page) {
 
 }  // namespace
 
-Result<ObjectSender> ObjectSender::create(wire::RecordWriter& writer) {
-  return ObjectSender(writer, TRY(wire::PageBatchWriter::create()));
+Result<ObjectSender> ObjectSender::create(wire::RecordWriter& writer, BatchSender& sender) {
+  return ObjectSender(writer, sender, TRY(wire::PageBatchWriter::create()));
 }
 
 Status ObjectSender::announce(std::vector<state::ObjectSource> objects, bool frozen) {
@@ -64,10 +64,12 @@ Status ObjectSender::pass_object(Known& known, uint64_t& pages) {
     const size_t bytes = std::min<uint64_t>(buffer_.size(), size - offset);
     TRY(pass_chunk(known, offset, bytes, pages));
   }
-  return writer_->write_batch(batch_);
+  TRY(sender_->write(batch_));
+  return {};
 }
 
 Status ObjectSender::pass_chunk(Known& known, uint64_t offset, size_t bytes, uint64_t& pages) {
+  const BatchSender::Filling filling(*sender_);
   std::fill_n(buffer_.begin(), bytes, std::byte{0});
   size_t got = 0;
   while (got < bytes) {
@@ -89,7 +91,7 @@ Status ObjectSender::pass_chunk(Known& known, uint64_t offset, size_t bytes, uin
       return hash == kZeros ? batch_.append_zero(offset + at, 1) : batch_.append_raw(offset + at, page);
     };
     if (!append()) {
-      TRY(writer_->write_batch(batch_));
+      TRY(sender_->write(batch_));
       CHECK(append());
     }
     sent = hash;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "engine/base/units.h"
+#include "engine/migration/batch_sender.h"
 #include "engine/state/memory_objects.h"
 #include "engine/wire/page_batch_writer.h"
 #include "engine/wire/record_writer.h"
@@ -16,7 +17,8 @@ namespace godwit::migration {
 
 class ObjectSender {
  public:
-  static Result<ObjectSender> create(wire::RecordWriter& writer);
+  /// Borrows both, which are of one channel.
+  static Result<ObjectSender> create(wire::RecordWriter& writer, BatchSender& sender);
 
   /// Announces objects that are new or have another size, as a description record of room "memory-objects".
   /// `frozen`: the sizes are final. Before, none shrinks at the peer: that would take pages from private
@@ -31,12 +33,13 @@ class ObjectSender {
     state::ObjectSource source;
     std::vector<uint64_t> hashes;  ///< XXH3 of what the destination holds, by page; 0: zeros (never sent)
   };
-  ObjectSender(wire::RecordWriter& writer, wire::PageBatchWriter batch)
-      : writer_(&writer), batch_(std::move(batch)), buffer_(1_MiB) {}
+  ObjectSender(wire::RecordWriter& writer, BatchSender& sender, wire::PageBatchWriter batch)
+      : writer_(&writer), sender_(&sender), batch_(std::move(batch)), buffer_(1_MiB) {}
   Status pass_object(Known& known, uint64_t& pages);
   Status pass_chunk(Known& known, uint64_t offset, size_t bytes, uint64_t& pages);
 
   wire::RecordWriter* writer_;
+  BatchSender* sender_;
   wire::PageBatchWriter batch_;
   std::vector<std::byte> buffer_;
   std::map<uint64_t, Known> known_;

@@ -29,4 +29,21 @@ struct PageCounts {
   }
 };
 
+/// What travelled compressed.
+struct PackedCounts {
+  uint64_t lz4 = 0, zstd = 0;  ///< batches
+  uint64_t pages = 0;          ///< whole pages in them
+  uint64_t bytes = 0;          ///< of these batches, had they gone plain
+  uint64_t wire = 0;           ///< and as they went
+
+  PackedCounts& operator+=(const PackedCounts& other) {
+    lz4 += other.lz4;
+    zstd += other.zstd;
+    pages += other.pages;
+    bytes += other.bytes;
+    wire += other.wire;
+    return *this;
+  }
+};
+
 }  // namespace godwit::migration

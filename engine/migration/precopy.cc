@@ -44,7 +44,12 @@ Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process,
   made->started_ = monotonic_now();
   made->report_.pid = process.pid();
   made->memory_ = TRY(tracee::Memory::open(process.pid()));
-  made->objects_ = TRY(ObjectSender::create(*made->writers_.front()));
+  for (size_t i = 0; i < made->writers_.size(); ++i) {
+    const auto& peer = made->options_.is_peer_behind;
+    made->senders_.push_back(std::make_unique<BatchSender>(
+        *made->writers_[i], made->options_.compress, peer ? [peer, i] { return peer(i); } : PeerIsBehind()));
+  }
+  made->objects_ = TRY(ObjectSender::create(*made->writers_.front(), *made->senders_.front()));
   return made;
 }
 
@@ -63,8 +68,8 @@ Status Precopy::arm() {
   listen();
   tracker_ = TRY(arm_tracker(process_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
-  for (wire::RecordWriter* writer : writers_)
-    lanes.push_back(TRY(Lane::create(*writer, options_.cache_bytes / writers_.size())));
+  for (const auto& sender : senders_)
+    lanes.push_back(TRY(Lane::create(*sender, options_.cache_bytes / senders_.size())));
   const size_t count = lanes.size();
   sender_ = std::make_unique<MemorySender>(*memory_, *tracker_, std::move(lanes),
                                            [count](RemoteAddr at) { return lane_of(at, count); });
@@ -467,6 +472,8 @@ Status Precopy::last_pass() {
   report_.downtime.scan += scanned - begin;
   report_.downtime.pages = monotonic_now() - scanned;
   report_.pages = sender_->counts();
+  report_.packed = {};
+  for (const auto& sender : senders_) report_.packed += sender->packed();
   report_.raw_bytes = sender_->raw_bytes();
   report_.wire_bytes = wire_bytes();
   return {};

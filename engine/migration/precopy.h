@@ -32,6 +32,8 @@ namespace godwit::migration {
 
 struct PrecopyOptions {
   size_t cache_bytes = 64_MiB;
+  Compression compress = Compression::kNone;
+  std::function<bool(size_t channel)> is_peer_behind;  ///< none for a file
   OnProgress progress;
   Policy policy = decide;
   bool verify = false;                ///< hashes of all pages follow the last of them
@@ -115,6 +117,7 @@ class Precopy {
   PrecopyOptions options_;
   Barrier barrier_;
 
+  std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
   std::unique_ptr<uffd::WpTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us

@@ -185,6 +185,8 @@ Status Rebuild::take(const wire::Record& record) {
       return install_pages(record);
     case kObjectPages:
       return install_object_pages(record);
+    case kPacked:
+      return take_packed(record);
     case kDiscard:
       return discard(TRY(wire::parse<wire::Discard>(record)));
     case kLastRound: {
@@ -288,6 +290,12 @@ Status Rebuild::install_pages(const wire::Record& record) {
   Status installed = deltas.flush();
   if (!installed.ok()) return in_record(installed.take_error(), record);
   return {};
+}
+
+/// Each lane's thread has its own room for what was packed.
+Status Rebuild::take_packed(const wire::Record& record) {
+  static thread_local wire::Unpacker unpacker;
+  return take(TRY(unpacker.unpack(record)));
 }
 
 Status Rebuild::install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record) {

@@ -20,6 +20,7 @@
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
 #include "engine/tracee/shell.h"
+#include "engine/wire/packed_batch.h"
 #include "engine/wire/page_batch_reader.h"
 #include "engine/wire/record_reader.h"
 #include "uffd/page_installer.h"
@@ -60,6 +61,7 @@ class Rebuild {
   Status follow(const wire::LayoutMessage& message);
   Status begin_fresh();
   Status discard(const wire::Discard& message);
+  Status take_packed(const wire::Record& record);
   Status install_pages(const wire::Record& record);
   Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record);
   Status install_bytes(AddressRange range, std::span<const std::byte> bytes, const wire::Record& record);

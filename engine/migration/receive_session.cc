@@ -318,6 +318,7 @@ Status ReceiveSession::serve_lane(wire::RecordReader& reader, size_t lane) {
     switch (record.type) {
       case RecordType::kPages:
       case RecordType::kObjectPages:
+      case RecordType::kPacked:
         TRY(rebuild_.take(record));
         break;
       case RecordType::kBarrier: {

@@ -33,6 +33,7 @@ struct Report {
   Downtime downtime;
   std::vector<RoundStats> rounds;
   PageCounts pages;
+  PackedCounts packed;
   uint64_t object_pages = 0;
   uint64_t verified_pages = 0;  ///< compared by hash before COMMIT
   uint64_t raw_bytes = 0;

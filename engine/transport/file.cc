@@ -17,6 +17,19 @@ namespace godwit::transport {
 namespace {
 
 constexpr size_t kBufferSize = 1_MiB;
+/// Told to the disk at once, in such steps.
+constexpr uint64_t kStep = 1_MiB;
+/// What may be on its way to the disk: a few turns of a slow one.
+constexpr uint64_t kUnderWay = 128_MiB;
+
+/// KERNEL: file systems without a disk behind them, and some with, have nothing to do or refuse; only what is
+/// wrong with the file counts. The fsync of finish() has the last word in any case.
+Status sync_range(int fd, uint64_t from, uint64_t to, unsigned flags, const std::string& path) {
+  const int done = ::sync_file_range(fd, static_cast<off64_t>(from), static_cast<off64_t>(to - from), flags);
+  if (done != 0 && (errno == EIO || errno == ENOSPC || errno == EDQUOT))
+    return fail_errno("sync_file_range", path);
+  return {};
+}
 
 /// The name itself survives a power cut only once its directory is on the disk.
 Status sync_directory_of(const std::string& path) {
@@ -39,7 +52,9 @@ FileSink::FileSink(FileSink&& other) noexcept
       fd_(std::move(other.fd_)),
       buffer_(std::move(other.buffer_)),
       used_(std::exchange(other.used_, 0)),
-      written_(other.written_) {}
+      written_(other.written_),
+      started_(other.started_),
+      awaited_(other.awaited_) {}
 
 FileSink::~FileSink() {
   if (!partial_.empty()) ::unlink(partial_.c_str());
@@ -77,6 +92,17 @@ Status FileSink::write_out(std::span<const std::byte> bytes) {
     bytes = bytes.subspan(static_cast<size_t>(n));
     written_ += static_cast<uint64_t>(n);
   }
+  return keep_up();
+}
+
+Status FileSink::keep_up() {
+  if (written_ - started_ < kStep) return {};
+  TRY(sync_range(fd_.get(), started_, written_, SYNC_FILE_RANGE_WRITE, partial_));
+  started_ = written_;
+  if (started_ - awaited_ <= kUnderWay) return {};
+  const uint64_t until = started_ - kUnderWay;
+  TRY(sync_range(fd_.get(), awaited_, until, SYNC_FILE_RANGE_WAIT_BEFORE, partial_));
+  awaited_ = until;
   return {};
 }
 

@@ -10,7 +10,8 @@
 namespace godwit::transport {
 
 /// Writes PATH.partial and gives it its name when it is complete and on the disk; an image under its own name
-/// is therefore always whole. Without finish() the partial file is removed.
+/// is therefore always whole. Without finish() the partial file is removed. The disk works from the start,
+/// and is never far behind, so that a writer feels how fast it is and finish() has not much left to wait for.
 class FileSink final : public ImageSink {
  public:
   /// Readable by the owner alone: an image holds a process's memory. A PATH.partial of an earlier run is
@@ -30,6 +31,7 @@ class FileSink final : public ImageSink {
  private:
   FileSink(std::string path, Fd fd, Mapping buffer);
   Status write_out(std::span<const std::byte> bytes);
+  Status keep_up();
 
   std::string path_;
   std::string partial_;  ///< empty once it has its name
@@ -37,6 +39,8 @@ class FileSink final : public ImageSink {
   Mapping buffer_;
   size_t used_ = 0;
   uint64_t written_ = 0;
+  uint64_t started_ = 0;  ///< bytes of which the disk was told
+  uint64_t awaited_ = 0;  ///< bytes that it has
 };
 
 class FileSource final : public ByteSource {

@@ -42,6 +42,7 @@ void PageBatchWriter::begin_object(uint64_t object) {
 void PageBatchWriter::clear() {
   table_.clear();
   used_ = 0;
+  raw_ = 0;
 }
 
 std::span<std::byte> PageBatchWriter::room() {
@@ -88,11 +89,13 @@ bool PageBatchWriter::commit_encoded(PageEncoding encoding, uint64_t at, size_t 
 
 bool PageBatchWriter::add(PageEncoding encoding, uint64_t at, size_t pages, size_t length) {
   CHECK(type_ != RecordType::kInvalid);
-  if (extend_last(encoding, at, pages, length)) return true;
-  if (table_.size() == kBatchEntries) return false;
-  table_.push_back({at, static_cast<uint32_t>(length), static_cast<uint16_t>(pages),
-                    static_cast<uint8_t>(encoding), uint8_t{0}});
+  if (!extend_last(encoding, at, pages, length)) {
+    if (table_.size() == kBatchEntries) return false;
+    table_.push_back({at, static_cast<uint32_t>(length), static_cast<uint16_t>(pages),
+                      static_cast<uint8_t>(encoding), uint8_t{0}});
+  }
   used_ += length;
+  if (encoding == PageEncoding::kRaw) raw_ += length;
   return true;
 }
 
@@ -104,7 +107,6 @@ bool PageBatchWriter::extend_last(PageEncoding encoding, uint64_t at, size_t pag
   if (last.encoding != static_cast<uint8_t>(encoding) || !adjacent || together > kRunPages) return false;
   last.pages = static_cast<uint16_t>(together);
   last.length = static_cast<uint32_t>(last.length + length);
-  used_ += length;
   return true;
 }
 

@@ -45,6 +45,7 @@ class PageBatchWriter {
   [[nodiscard]] RecordType type() const { return type_; }
   [[nodiscard]] size_t entries() const { return table_.size(); }
   [[nodiscard]] size_t payload_bytes() const { return used_; }
+  [[nodiscard]] size_t raw_bytes() const { return raw_; }  ///< of them, those of raw pages
   /// What write_batch() will put on the stream for it, record header included.
   [[nodiscard]] size_t record_bytes() const;
 
@@ -62,6 +63,7 @@ class PageBatchWriter {
   uint64_t owner_ = 0;
   std::vector<PageTableEntry> table_;
   size_t used_ = 0;  ///< payload bytes
+  size_t raw_ = 0;   ///< of them, those of raw pages
 };
 
 }  // namespace godwit::wire

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "engine/wire/packed_batch.h"
 #include "engine/wire/page_batch_reader.h"
 #include "engine/wire/record_reader.h"
 
@@ -24,6 +25,16 @@ std::string describe_pages(const Record& record) {
   return text;
 }
 
+/// What is packed in it, too: the length on the stream stands in front of this.
+std::string describe_packed(const Record& record) {
+  Unpacker unpacker;
+  Result<Record> within = unpacker.unpack(record);
+  if (!within.ok()) return "malformed: " + within.error().message();
+  const auto header = load<PackedHeader>(record.payload.data());
+  return fmt::format("{} of {} {} bytes: {}", to_string(static_cast<Packing>(+header.packing)),
+                     record_name(within->type), +header.length, describe_pages(*within));
+}
+
 std::string describe_room(const RoomState& state, const PrintOptions& options) {
   const std::string text = options.print_room ? options.print_room(state) : "";
   return fmt::format("room {}, process {}: {}", state.room(), state.process(),
@@ -41,13 +52,24 @@ std::string describe_message(const Record& record, const PrintOptions& options) 
   return message->ShortDebugString();
 }
 
+std::string describe_body(const Record& record, const PrintOptions& options) {
+  switch (record.type) {
+    case RecordType::kPages:
+    case RecordType::kObjectPages:
+      return describe_pages(record);
+    case RecordType::kPacked:
+      return describe_packed(record);
+    default:
+      return describe_message(record, options);
+  }
+}
+
 }  // namespace
 
 std::string describe(const Record& record, const PrintOptions& options) {
-  const bool pages = record.type == RecordType::kPages || record.type == RecordType::kObjectPages;
   std::string text =
       fmt::format("{} {} {} bytes", record.sequence, record_name(record.type), record.payload.size());
-  const std::string body = pages ? describe_pages(record) : describe_message(record, options);
+  const std::string body = describe_body(record, options);
   if (!body.empty()) text += ": " + body;
   if (options.max_line > 0 && text.size() > options.max_line) {
     const size_t cut = text.size() - options.max_line;

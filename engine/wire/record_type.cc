@@ -44,6 +44,7 @@ constexpr std::array kRecords{
     RecordInfo{kAck, "ack", kSmall, kBackward, prototype<Ack>},
     RecordInfo{kProgress, "progress", kSmall, kBackward, prototype<Progress>},
     RecordInfo{kPageHashes, "page_hashes", kLarge, kForward, prototype<PageHashes>},
+    RecordInfo{kPacked, "packed", kBatchRecord, kForward, nullptr},
 
     RecordInfo{kDescription, "description", kHuge, kForward, prototype<RoomState>},
     RecordInfo{kFrozen, "frozen", kSmall, kForward, prototype<Frozen>},

@@ -32,6 +32,7 @@ enum class RecordType : uint32_t {
   kAck = 24,
   kProgress = 25,
   kPageHashes = 26,
+  kPacked = 27,
   // state of the rooms
   kDescription = 32,  ///< a room's state captured while the source still runs
   kFrozen = 33,
@@ -65,7 +66,8 @@ struct RecordInfo {
   std::string_view name;
   uint32_t max_payload = 0;  ///< bytes
   Direction direction = Direction::kInvalid;
-  /// The message in the payload; nullptr for a page batch, which has its own binary framing.
+  /// The message in the payload; nullptr for a page batch and for a packed one, which have their own binary
+  /// framing.
   const google::protobuf::Message& (*prototype)() = nullptr;
 };
 

@@ -13,8 +13,9 @@ import xml.dom.minidom
 import godwit
 from godwit import PATIENCE, Engine, Failure, Program, await_empty, difference, footprint, receive
 
-CRAWL = ("--bandwidth", "1M")                            # an hour for the first round
-ENDLESS = ("--downtime-limit", "0", "--max-rounds", "1000000")
+PLAIN = ("--compress", "none")                           # or a limited bandwidth would not hold back what is easily packed
+CRAWL = ("--bandwidth", "1M", *PLAIN)                    # an hour for the first round
+ENDLESS = ("--downtime-limit", "0", "--max-rounds", "1000000", *PLAIN)
 
 
 def migrate(*arguments):
@@ -238,7 +239,7 @@ def throttle_converges(a, b):
     with Program(a, "writers", ["32"]) as program:
         free = rates(program)["pages_alone"]
         before = footprint(program.outer())
-        limits = ("--bandwidth", "64M", "--cache", "0", "--downtime-limit", "100")
+        limits = ("--bandwidth", "64M", "--cache", "0", "--downtime-limit", "100", *PLAIN)
         with receive(b, "--once"), migrate(a, program.pid, b, *limits, "--max-rounds", "8") as sender:
             stayed(program, before, sender, b, 4)
         with receive(b, "--once") as receiver, migrate(a, program.pid, b, *limits, "--throttle", "auto") as sender:

@@ -82,6 +82,57 @@ def many_moves(a, b, name, words, moves):
     return f"{moves} moves, downtime median {downtimes[len(downtimes) // 2]:.1f} ms, longest {downtimes[-1]:.1f} ms"
 
 
+def expect_packed(completed, compress, link):
+    """What travelled packed, and whether the bytes on the wire say so."""
+    packed, wire, raw = completed["packed"], completed["bytes"]["wire"], completed["bytes"]["raw"]
+    used = {name for name in ("lz4", "zstd") if packed[name]}
+    wanted = {"none": set(), "lz4": {"lz4"}, "zstd": {"zstd"}}.get(compress)
+    if wanted is not None and used != wanted or compress == "auto" and bool(used) != bool(link):
+        raise Failure(f"--compress {compress} {link} used {used or 'nothing'}: {packed}")
+    if bool(used) != bool(packed["pages"]) or packed["wire"] > packed["bytes"] or packed["wire"] > wire:
+        raise Failure(f"counts that make no sense: {packed}, {wire} on the wire")
+    if used and wire > raw / 2:
+        raise Failure(f"{wire} bytes on the wire for {raw}: {packed}")
+
+
+def compressed(a, b, compress, link):
+    """Moved with each way to pack, over two channels, every page compared; the program's pages pack to a tenth."""
+    with Program(a, "heartbeat", ["96", "4"]) as moved:
+        completed = moved.move_to(b, "--compress", compress, "--channels", "2", "--verify", "--downtime-limit", "3000", *link)
+        moved.check()
+        expect_packed(completed, compress, link)
+        return f"{completed['packed']['pages']} pages packed, {completed['bytes']['wire'] >> 10} KiB on the wire"
+
+
+def compressed_image(a, _, compress):
+    """An image of packed batches: inspected, and restored; shared memory is in it, too."""
+    fresh = Host("fresh", first_pid=0)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image, Program(a, "memory", ["anon", "memfd", "huge"]) as moved:
+            with Engine(a, "checkpoint", moved.pid, image.name, "--compress", compress) as engine:
+                if engine.finish() != 0 or not engine.last()["packed"][compress]:
+                    raise Failure(engine.said())
+            with Engine(fresh, "inspect", image.name) as engine:
+                engine.finish()
+                lines = [event.get("text", "") for event in engine.events.seen]
+            if not any(" packed " in line and f": {compress} of pages " in line and "process 0" in line for line in lines):
+                raise Failure(f"inspect tells of no packed record: {[line[:80] for line in lines]}")
+            with Engine(fresh, "restore", image.name) as engine:
+                if engine.finish() != 0 or engine.crashed():
+                    raise Failure(engine.said())
+            moved.host = fresh
+            moved.check()
+    finally:
+        fresh.close()
+
+
+def plan_compressed(plan):
+    for compress, link in (("none", ()), ("lz4", ()), ("zstd", ()), ("auto", ("--bandwidth", "24M"))):
+        plan.test(f"compress/{compress}", compressed, compress, link)
+    for compress in ("lz4", "zstd"):
+        plan.test(f"compress/image {compress}", compressed_image, compress)
+
+
 def refused(a, _, name, case, word):
     """check says no, with exit code 3, names what it is and what to do; and the program never noticed."""
     with Program(a, name, [case]) as held:
@@ -193,6 +244,7 @@ def main(words):
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)
+        plan_compressed(plan)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
         # Only by name: about one move in a hundred shows a fault that is known and open (docs/process-support.md).

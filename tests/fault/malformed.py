@@ -8,6 +8,7 @@ import tempfile
 from godwit import Engine, Failure, Host, Program, await_empty, sweep
 from stream import HEADER, OPTIONAL, RECORD, Record, Stream, renumber
 
+BATCHES = {17, 19, 27}  # pages, object_pages, packed: what memory comes in
 SEED = int(os.environ.get("GODWIT_SEED", "20260101"))
 
 
@@ -142,14 +143,17 @@ def make_image(directory):
     try:
         with tempfile.NamedTemporaryFile(prefix="godwit-image-") as image:
             with Program(host, "everything", ["small"], directory=directory) as origin:
-                with Engine(host, "checkpoint", origin.pid, image.name) as engine:
+                with Engine(host, "checkpoint", origin.pid, image.name, "--compress", "lz4") as engine:
                     if engine.finish() != 0:
                         raise Failure(engine.said())
                 with open(image.name, "rb") as file:
                     data = file.read()
     finally:
         host.close()
-    return Image(Stream(data), directory)
+    stream = Stream(data)
+    if missing := BATCHES - {record.kind for record in stream.records}:
+        raise Failure(f"an image without records of type {missing}")
+    return Image(stream, directory)
 
 
 def run(tap, share, shares):

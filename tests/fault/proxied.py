@@ -200,10 +200,10 @@ def future_source():
     with Hosts("A", "B") as hosts:
         with receive(hosts["B"]) as receiver:
             answer = say(hosts["A"], hosts["B"], a_header(2, 0) + framed(Record(1, 0, b""), a_header(2, 0)))
-            if len(answer) < HEADER or b"2.0" not in answer[HEADER:] or b"1.0" not in answer[HEADER:]:
+            if len(answer) < HEADER or b"2.0" not in answer[HEADER:] or b"1.1" not in answer[HEADER:]:
                 raise Failure(f"its answer: {answer!r}")
             failed = receiver.events.until("failed")
-            if "2.0" not in str(failed) or "1.0" not in str(failed) or failed.get("kind") != "unsupported":
+            if "2.0" not in str(failed) or "1.1" not in str(failed) or failed.get("kind") != "unsupported":
                 raise Failure(f"its event: {failed}")
 
 
@@ -226,7 +226,7 @@ def future_destination():
             server.stdout.read(6)
             with Engine(pair.a, "migrate", victim.pid, "127.0.0.1:5000") as sender:
                 code, last = sender.finish(), sender.last()
-                if code != 3 or "2.0" not in str(last) or "1.0" not in str(last):
+                if code != 3 or "2.0" not in str(last) or "1.1" not in str(last):
                     raise Failure(sender.said())
             await_empty(pair.a, [victim.pid, server.pid])
         finally:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/wire/layout_messages.h"
+#include "engine/wire/packed_batch.h"
 #include "engine/wire/page_batch_reader.h"
 #include "engine/wire/printer.h"
 #include "engine/wire/record_reader.h"
@@ -60,6 +61,10 @@ void take_apart(const Record& record) {
       for (const std::byte b : entry->payload) sum += static_cast<uint64_t>(b);
     volatile uint64_t seen = sum;
     (void)seen;
+  } else if (record.type == RecordType::kPacked) {
+    Unpacker unpacker;
+    const Result<Record> within = unpacker.unpack(record);
+    if (within.ok()) take_apart(within.value());
   }
 }
 

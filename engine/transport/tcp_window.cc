@@ -1,0 +1,20 @@
+#include "engine/transport/tcp_window.h"
+
+#include <linux/tcp.h>  // <netinet/tcp.h> knows less, and the two exclude each other
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cstddef>
+
+namespace godwit::transport {
+
+std::optional<uint64_t> peer_window(int socket) {
+  tcp_info info{};
+  socklen_t size = sizeof info;
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return std::nullopt;
+  // KERNEL: it fills what it knows, and says how much that is.
+  if (size < offsetof(tcp_info, tcpi_snd_wnd) + sizeof info.tcpi_snd_wnd) return std::nullopt;
+  return info.tcpi_snd_wnd;
+}
+
+}  // namespace godwit::transport
