@@ -19,10 +19,11 @@ MOVES_A_SEED = 2
 
 
 def variant(seed):
-    """The seed decides the rest: how many threads, which of the costly operations, how fast the link."""
+    """The seed decides the rest: how many threads, which of the costly operations, how fast the link, how to compress."""
     words = [str(seed), str(1 + seed % 3)]
     words += ["+fork"] if seed % 2 else []
-    return words, (["--bandwidth", "40M", "--downtime-limit", "2000"] if seed % 4 == 3 else [])
+    compress = ["--compress", ("auto", "lz4", "none", "zstd")[seed // 4 % 4]]
+    return words, compress + (["--bandwidth", "40M", "--downtime-limit", "2000"] if seed % 4 == 3 else [])
 
 
 def report_of(moved):

@@ -68,7 +68,7 @@ TEST(WirePacked, WhatIsPackedComesBack) {
   Unpacker unpacker;
   for (const RecordType type : {RecordType::kPages, RecordType::kObjectPages}) {
     for (const Packing packing : kPackings) {
-      for (const size_t pages : {256, 1, 40}) {
+      for (const size_t pages : {size_t{256}, size_t{1}, size_t{40}}) {
         const Bytes batch = text_batch(pages, type);
         const auto bytes = packer.pack(packing, type, batch);
         ASSERT_FALSE(bytes.empty());
