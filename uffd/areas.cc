@@ -39,7 +39,7 @@ Result<std::vector<Area>> read_areas(pid_t pid) {
     const auto start = parse_number(ends.front(), 16);
     const auto end = parse_number(ends.back(), 16);
     if (!start || !end || *end > kUserSpaceEnd) continue;  // vsyscall lies above
-    areas.push_back({range_of(*start, *end), words[1][3] == 'p' && words[4] != "0"});
+    areas.push_back({range_of(*start, *end), words[1][3] != 'p', words[4] != "0"});
   }
   return areas;
 }

@@ -12,7 +12,8 @@ namespace godwit::uffd {
 
 struct Area {
   AddressRange range;
-  bool private_file;
+  bool shared;
+  bool file;  ///< of a file system, or an object of shared memory
 };
 
 /// /proc/PID/maps, ascending. Errors: TargetGone, System.

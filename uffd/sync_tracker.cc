@@ -33,6 +33,10 @@ PageRun to_run(PagemapEntry entry, bool tracked) {
   return run;
 }
 
+void sort_ranges(std::vector<AddressRange>& ranges) {
+  std::sort(ranges.begin(), ranges.end(), [](AddressRange a, AddressRange b) { return a.start < b.start; });
+}
+
 }  // namespace
 
 Result<std::unique_ptr<SyncTracker>> SyncTracker::create(pid_t pid, Fd fresh, unsigned scan_threads) {
@@ -69,15 +73,26 @@ void SyncTracker::release() {
   uffd_ = Uffd();
 }
 
+/// KERNEL: from 5.19 on shared memory can be registered, too. It would behave otherwise (discarded pages
+/// leave marks behind), and covers() must not be asked about it.
 Result<std::vector<AddressRange>> SyncTracker::track(const std::vector<AddressRange>& ranges) {
-  std::vector<AddressRange> untrackable = TRY(register_areas(uffd_, ranges));
+  const auto areas = TRY(read_areas(pid_));
+  std::vector<AddressRange> anonymous, others;
+  for (const AddressRange range : ranges) {
+    const auto area =
+        std::lower_bound(areas.begin(), areas.end(), range.start,
+                         [](const Area& each, RemoteAddr start) { return each.range.end <= start; });
+    const bool other = area != areas.end() && (area->file || area->shared);
+    (other ? others : anonymous).push_back(range);
+  }
+  for (const AddressRange range : TRY(register_areas(uffd_, anonymous))) others.push_back(range);
+  sort_ranges(others);
   std::erase_if(untrackable_, [&](AddressRange old) {
     return std::any_of(ranges.begin(), ranges.end(), [&](AddressRange r) { return r.overlaps(old); });
   });
-  untrackable_.insert(untrackable_.end(), untrackable.begin(), untrackable.end());
-  std::sort(untrackable_.begin(), untrackable_.end(),
-            [](AddressRange a, AddressRange b) { return a.start < b.start; });
-  return untrackable;
+  untrackable_.insert(untrackable_.end(), others.begin(), others.end());
+  sort_ranges(untrackable_);
+  return others;
 }
 
 /// KERNEL: marks say nothing in an area that is not registered (any more): a page that is written there is

@@ -67,7 +67,7 @@ Status WpTracker::learn_file_areas() {
   if (areas_known_) return {};
   file_areas_.clear();
   for (const Area& area : TRY(read_areas(pid_))) {
-    if (area.private_file) file_areas_.push_back(area.range);
+    if (area.file && !area.shared) file_areas_.push_back(area.range);
   }
   areas_known_ = true;
   return {};

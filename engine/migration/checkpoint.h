@@ -16,6 +16,7 @@ struct CheckpointOptions {
   std::string path;
   bool leave_running = false;  ///< otherwise the process ends once the image is complete and on the disk
   Limits limits;
+  TrackerKind tracker = TrackerKind::kAuto;
   bool verify = false;  ///< compare all memory before the copy may run
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;

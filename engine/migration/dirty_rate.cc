@@ -45,8 +45,8 @@ class Measurement {
   Measurement(const Measurement&) = delete;
   Measurement& operator=(const Measurement&) = delete;
 
-  Status arm() {
-    tracker_ = TRY(arm_tracker(process_, interrupted_));
+  Status arm(TrackerKind kind) {
+    tracker_ = TRY(arm_tracker(process_, kind, interrupted_));
     return {};
   }
 
@@ -116,7 +116,7 @@ class Measurement {
   const tracee::Process& process_;
   Control& control_;
   InterruptedCalls interrupted_;
-  std::unique_ptr<uffd::WpTracker> tracker_;
+  std::unique_ptr<DirtyTracker> tracker_;
   Layout layout_;
   bool again_ = false;
   Nanos last_{};
@@ -144,6 +144,7 @@ double DirtyRate::most() const {
 }
 
 Result<DirtyRate> measure_dirty_rate(const DirtyRateOptions& options) {
+  const TrackerKind kind = TRY(choose_tracker(options.tracker));
   Guardian guardian = TRY(Guardian::start(options.pid, "", false));
   const auto process = TRY(tracee::Process::open(options.pid));
   Control control(options.pid, Limits{}, std::nullopt, options.cancelled);
@@ -152,9 +153,10 @@ Result<DirtyRate> measure_dirty_rate(const DirtyRateOptions& options) {
   TRY(refuse_userfaultfd(process));
   DirtyRate rate;
   rate.pid = options.pid;
+  rate.tracker = kind;
   Measurement measurement(process, control);
   guardian.touching();
-  TRY(measurement.arm());
+  TRY(measurement.arm(kind));
   rate.populated = TRY(measurement.sample()).pages;
   for (unsigned i = 0; i < options.seconds; ++i) {
     TRY(measurement.wait(kSample));

@@ -91,6 +91,7 @@ class Migration {
   Status make_precopy() {
     PrecopyOptions precopy;
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
+    precopy.tracker = options_.tracker;
     precopy.progress = options_.on_progress;
     precopy.verify = options_.verify;
     precopy.on_frozen = [this]() -> Status {
@@ -339,6 +340,7 @@ Status decide_addresses(const InDoubt& entry, Status (*decide)(const address::Ad
 }  // namespace
 
 Result<Report> migrate(const MigrateOptions& options) {
+  TRY(choose_tracker(options.tracker));
   Migration migration(options,
                       TRY(Guardian::start(options.pid, options.link.destination, options.link.insecure)));
   return migration.run();

@@ -16,6 +16,7 @@ struct MigrateOptions {
   pid_t pid = 0;
   LinkOptions link;
   Limits limits;
+  TrackerKind tracker = TrackerKind::kAuto;
   bool verify = false;  ///< compare all memory before the copy may run
   size_t cache_bytes = 64_MiB;
   std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"

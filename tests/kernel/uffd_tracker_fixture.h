@@ -5,6 +5,7 @@
 
 #include "engine/base/kernel_features.h"
 #include "tests/kernel/uffd_target.h"
+#include "uffd/areas.h"
 #include "uffd/sync_tracker.h"
 #include "uffd/wp_tracker.h"
 
