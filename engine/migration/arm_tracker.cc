@@ -72,8 +72,7 @@ std::string_view to_string(TrackerKind kind) {
   }
 }
 
-Result<TrackerKind> choose_tracker(TrackerKind wish) {
-  const KernelFeatures& kernel = kernel_features();
+Result<TrackerKind> choose_tracker(TrackerKind wish, const KernelFeatures& kernel) {
   const auto lacks = [&](const char* remedy) {
     return fail(ErrorKind::kUnsupported, "choose a tracker", fmt::format("--tracker {}", to_string(wish)),
                 remedy);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
+#include "engine/base/kernel_features.h"
 #include "engine/base/result.h"
 
 namespace godwit::migration {
@@ -18,7 +19,7 @@ enum class TrackerKind : uint8_t {
 /// As the command line and the reports call them: "auto", "uffd", "uffd-sync".
 std::string_view to_string(TrackerKind kind);
 
-/// What is used for `wish` on this kernel, never kAuto. Errors: Unsupported.
-Result<TrackerKind> choose_tracker(TrackerKind wish);
+/// What is used for `wish` on such a kernel, never kAuto. Errors: Unsupported.
+Result<TrackerKind> choose_tracker(TrackerKind wish, const KernelFeatures& kernel = kernel_features());
 
 }  // namespace godwit::migration

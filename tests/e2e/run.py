@@ -21,11 +21,16 @@ SKEW = 86400  # s
 MOVING = ("churn", "goroutines", "heartbeat", "everything")
 
 
-def there_and_back(a, b, name, words):
+SYNC = ("--tracker", "uffd-sync")
+
+
+def there_and_back(a, b, name, words, more=()):
     with Program(a, name, words) as moved:
         pid = moved.pid
         for destination, options in ((b, ()), (a, ("--verify",))):
-            completed = moved.move_to(destination, *options)
+            completed = moved.move_to(destination, *options, *more)
+            if more and completed["tracker"] != more[1]:
+                raise Failure(f"asked for {more[1]}, used {completed['tracker']}")
             if options and not completed["pages"]["verified"]:
                 raise Failure("--verify compared nothing")
             if moved.pid != pid:
@@ -160,6 +165,8 @@ def plan_program(plan, entry):
         for case in cases + apart:
             plan.test(f"{name}/{case} there-and-back", there_and_back, name, [case], **more)
         plan.test(f"{name} there-and-back", there_and_back, name, words, **more)
+    if "uffd-sync" in modes:
+        plan.test(f"{name} there-and-back uffd-sync", there_and_back, name, words, SYNC, **more)
     if "checkpoint" in modes:
         for chosen in [words] + [[case] for case in apart]:
             title = f"{name}/{chosen[0]}" if chosen != words else name
@@ -198,6 +205,8 @@ def main(words):
             continue
         plan.tap.run(f"{name} under load", apps.move_under_load, entry["name"])
         plan.tap.run(f"{name} checkpoint", apps.checkpoint_app, entry["name"])
+        if "uffd-sync" in entry.get("modes", []):
+            plan.tap.run(f"{name} under load uffd-sync", apps.move_under_load, entry["name"], SYNC)
     return plan.tap.finish()
 
 
