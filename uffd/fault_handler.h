@@ -35,7 +35,7 @@ class FaultHandler {
 
   FaultHandler(const Uffd& uffd, Fd stop) : uffd_(uffd), stop_(std::move(stop)) {}
   void serve();
-  bool answer_some();
+  void answer_some();
   void answer(RemoteAddr page);
   AddressRange widen(RemoteAddr page);
 

@@ -19,8 +19,9 @@ class PagemapEntry {
   /// every marker counts as a page.
   [[nodiscard]] constexpr bool marker() const { return has(kSwapped) && (bits_ & 31) == 31; }
   [[nodiscard]] constexpr bool guard() const { return has(kGuard); }  ///< 6.15
+  [[nodiscard]] constexpr bool present() const { return has(kPresent); }
   [[nodiscard]] constexpr bool populated() const {
-    return has(kPresent) || (has(kSwapped) && !marker() && !guard());
+    return present() || (has(kSwapped) && !marker() && !guard());
   }
   /// A page of a file or of shared memory, not one of the process' own.
   [[nodiscard]] constexpr bool file() const { return has(kFile); }
