@@ -121,9 +121,9 @@ Result<PageRuns> SyncTracker::collect(AddressRange range) {
   Status status;
   for (const Part& part : TRY(parts_of(range))) {
     Status looked;
-    if (part.coverage == Coverage::kTracked)
+    if (part.coverage != Coverage::kLost)
       looked = look(Look::kCollect, part, found);
-    else if (part.coverage == Coverage::kLost)
+    else
       looked = fail(ErrorKind::kRetry, "collect", fmt::format("pid {}, range {}", pid_, part.range),
                     "a mapping there is new or was replaced: read the layout and track it");
     if (!looked.ok() && status.ok()) status = std::move(looked);
@@ -188,7 +188,7 @@ Status SyncTracker::look_at_once(Look what, const Part& part, std::span<uint64_t
                                  PageRuns& found) const {
   const bool tracked = part.coverage == Coverage::kTracked;
   const auto wanted = [&](const PageRun& run) {
-    if (what == Look::kCollect) return run.present && run.written;
+    if (what == Look::kCollect) return run.present && (tracked ? run.written : run.file);
     if (what == Look::kSurvey) return run.present || run.guard;
     return run.written || !run.present;
   };
@@ -212,7 +212,7 @@ Status SyncTracker::look_at_once(Look what, const Part& part, std::span<uint64_t
       // ORDER: protected before it is told, and told whatever becomes of that: a write until here is told by
       // this call, and a later one faults and takes the mark away. Only what is told is protected: between
       // the look and now a page may have been born, or a clean one written, beside it.
-      if (what == Look::kCollect && status.ok()) status = uffd_.protect(run.range);
+      if (what == Look::kCollect && tracked && status.ok()) status = uffd_.protect(run.range);
     }
     TRY(std::move(status));
   }

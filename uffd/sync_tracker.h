@@ -7,7 +7,9 @@
 // As with wp_tracker the page tables alone tell what is written, not a list of faults: a page that was never
 // there when the others were protected has no mark, and a discarded one that comes back has none.
 // What the caller must know beyond DirtyTracker and wp_tracker's remarks, which hold here too:
-//  - Only private anonymous memory can be tracked: track() gives all else back. Nothing is collected of it.
+//  - Only private anonymous memory can be tracked: track() gives all else back. Of that, collect() tells the
+//    populated pages that belong to a file, each time: what is written through a shared mapping may have been
+//    unmapped by reclaim before the freeze. The process' own pages there are for the freeze.
 //  - While this engine is stopped or hangs, so is every thread of the process that writes. A dead one does
 //    not hold it: its end closes the userfaultfd, which wakes everybody and ends all protection.
 //  - KERNEL: ptrace(POKE) and writes to /proc/PID/mem by anybody fail on a clean page (EIO): that way into
