@@ -1,4 +1,4 @@
-// What the algorithm asks of any way to see writes. Implementations: uffd/wp_tracker.
+// What the algorithm asks of any way to see writes. Implementations: uffd/wp_tracker, uffd/sync_tracker.
 #pragma once
 
 #include "engine/base/result.h"
