@@ -128,6 +128,24 @@ def stays(a, b, name, case, word):
         await_empty(b)
 
 
+def denied_sync(a, b):
+    """An ordinary user's process may not make the userfaultfd that uffd-sync needs: migrate says what to do, and leaves it."""
+    if pathlib.Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":
+        raise Failure("needs vm.unprivileged_userfaultfd = 0, the kernel's default")
+    with Program(a, "process", ["nobody"]) as held:
+        held.check()
+        before = footprint(held.outer())
+        with receive(b, "--once") as receiver, migrate(a, held.pid, b, *SYNC) as sender:
+            code, said = sender.finish(), sender.said()
+            if code != 8 or "vm.unprivileged_userfaultfd" not in said or sender.crashed():
+                raise Failure(f"exit code {code}, not 8: {said}")
+            receiver.finish()
+        if traces := difference(before, footprint(held.outer())):
+            raise Failure(f"migrate left traces: {traces}")
+        held.check()
+        await_empty(b)
+
+
 class Plan:
     """Names every test, so that those chosen by words run and the rest are not even counted."""
 
@@ -189,6 +207,7 @@ def main(words):
         for entry in cases["stays"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
+        plan.test("process/nobody denied uffd-sync", denied_sync)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
         # Only by name: about one move in a hundred shows a fault that is known and open (docs/process-support.md).
