@@ -61,7 +61,8 @@ void FaultHandler::answer_some() {
 
 void FaultHandler::answer(RemoteAddr page) {
   answered_.fetch_add(1, std::memory_order_relaxed);
-  const AddressRange single{page, page + kPageSize}, wide = widen(page);
+  const AddressRange single{page, page + kPageSize};
+  const AddressRange wide = ahead_.load(std::memory_order_relaxed) ? widen(page) : single;
   if (wide != single && uffd_.unprotect(wide).ok()) return;
   if (uffd_.unprotect(single).ok()) return;
   // KERNEL: who waits for a page that another thread has unmapped meanwhile is woken by nobody else.

@@ -24,6 +24,8 @@ class FaultHandler {
   FaultHandler(const FaultHandler&) = delete;
   FaultHandler& operator=(const FaultHandler&) = delete;
 
+  /// Whether who writes page after page is spared the fault on most of them (at first: yes).
+  void open_ahead(bool ahead) { ahead_.store(ahead, std::memory_order_relaxed); }
   [[nodiscard]] uint64_t answered() const { return answered_.load(std::memory_order_relaxed); }
 
  private:
@@ -42,6 +44,7 @@ class FaultHandler {
   const Uffd& uffd_;
   Fd stop_;
   std::atomic<uint64_t> answered_ = 0;
+  std::atomic<bool> ahead_ = true;
   std::array<Stream, 8> streams_{};
   size_t oldest_ = 0;
   std::thread thread_;

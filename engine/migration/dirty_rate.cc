@@ -56,7 +56,9 @@ class Measurement {
     DirtySample sample;
     const Nanos now = monotonic_now();
     for (const Vma& vma : layout_) {
-      if (counted(vma)) sample.pages += TRY(collect(vma));
+      const bool left_out =
+          std::find(untrackable_.begin(), untrackable_.end(), vma.range) != untrackable_.end();
+      if (counted(vma) && !left_out) sample.pages += TRY(collect(vma));
     }
     sample.interval = now - last_;
     last_ = now;
@@ -91,11 +93,8 @@ class Measurement {
     for (const Vma& vma : layout_) {
       if (counted(vma)) areas.push_back(vma.range);
     }
-    const auto untrackable = TRY(tracker_->track(areas));
+    untrackable_ = TRY(tracker_->track(areas));
     again_ = false;
-    std::erase_if(layout_, [&](const Vma& vma) {
-      return std::find(untrackable.begin(), untrackable.end(), vma.range) != untrackable.end();
-    });
     return still->finish();
   }
 
@@ -118,6 +117,7 @@ class Measurement {
   InterruptedCalls interrupted_;
   std::unique_ptr<DirtyTracker> tracker_;
   Layout layout_;
+  std::vector<AddressRange> untrackable_;
   bool again_ = false;
   Nanos last_{};
 };

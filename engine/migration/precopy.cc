@@ -220,6 +220,7 @@ Status Precopy::turn(Decision decision, const Situation& now, const Limits& limi
 void Precopy::throttle(ThrottleLevel level) {
   if (level == level_) return;
   level_ = level;
+  tracker_->fault_on_each(level.writers);
   report_.throttle_percent = std::max(report_.throttle_percent, level.cpu_percent);
   control_.publish([&](Statistics& s) { s.throttle = level; });
   if (!throttle_)

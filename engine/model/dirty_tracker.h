@@ -40,6 +40,10 @@ class DirtyTracker {
   /// more), all its pages count as written.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
 
+  /// From now on (or no more) each first write to a page after a collect is a fault of the thread that
+  /// writes, for whoever counts those. Any thread.
+  virtual void fault_on_each(bool each) = 0;
+
   /// Stops tracking, area by area. Afterwards the tracker is of no use.
   virtual void release() = 0;
 };

@@ -160,6 +160,7 @@ void bench_memcpy(size_t size) {
   std::memset(from.data(), 1, size);
   std::memset(to.data(), 1, size);
   std::vector<double> micros;
+  micros.reserve(kRuns);
   for (int i = 0; i < kRuns; i++)
     micros.push_back(time_of([&] { std::memcpy(to.data(), from.data(), size); }));
   report("memcpy", 1, size, micros);
@@ -183,6 +184,7 @@ void bench_tracker(Subject& subject, Tracker which, const char* memory, unsigned
            threads, range.size(), micros);
   }
   std::vector<double> micros;
+  micros.reserve(kRuns);
   must(tracker.collect(range));
   for (int i = 0; i < kRuns; i++) micros.push_back(time_of([&] { must(tracker.survey(range)); }));
   report(fmt::format("survey {}", kind).c_str(), threads, range.size(), micros);

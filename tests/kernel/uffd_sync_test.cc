@@ -218,6 +218,10 @@ TEST_F(SyncTrackerTest, WhoWritesPageAfterPageFaultsSeldom) {
   target.run(1);
   EXPECT_EQ(all_of(collect(*tracker, range), target.control().a), count_up(kPages));
   EXPECT_LT(tracker->faults(), kPages / 16);
+  const uint64_t before = tracker->faults();
+  tracker->fault_on_each(true);  // while somebody counts them
+  target.run(1);
+  EXPECT_EQ(tracker->faults() - before, kPages);
 }
 
 TEST_F(SyncTrackerTest, ReadingIsNoWrite) {
