@@ -112,6 +112,7 @@ void Events::dirty_rate(const migration::DirtyRate& rate) const {
   print_json({{"event", "dirty-rate"},
               {"status", "measured"},
               {"pid", rate.pid},
+              {"tracker", to_string(rate.tracker)},
               {"calc-time", rate.samples.size()},
               {"dirty-rate", bytes(rate.pages_per_second()) / kMebi},
               {"dirty-pages-rate", rate.pages_per_second()},
@@ -146,6 +147,7 @@ void Events::completed(const migration::Report& r) const {
   for (const auto& round : r.rounds) rounds.push_back(to_json(round));
   print_json({{"event", "completed"},
               {"pid", r.pid},
+              {"tracker", r.tracker},
               {"total_ms", to_ms(r.total)},
               {"downtime_ms", to_ms(r.downtime.total())},
               {"frozen_at_ms", to_ms(r.frozen_at)},

@@ -9,6 +9,19 @@
 #include "cli/verbs.h"
 
 namespace godwit::cli {
+namespace {
+
+/// What `--tracker auto` takes here.
+void tell_tracker(bool json) {
+  const auto tracker = migration::choose_tracker(migration::TrackerKind::kAuto);
+  const std::string name(tracker.ok() ? to_string(tracker.value()) : "none");
+  if (json)
+    fmt::print("{}\n", nlohmann::ordered_json{{"event", "tracker"}, {"name", name}}.dump());
+  else
+    fmt::print("tracker: {}\n", name);
+}
+
+}  // namespace
 
 int probe(const Arguments& arguments) {
   bool complete = true;
@@ -24,6 +37,7 @@ int probe(const Arguments& arguments) {
     fmt::print("{:<20} {:<8} {}{}\n", feature.name, feature.available ? "yes" : "no", feature.needed,
                feature.available ? "" : "; without: " + feature.without);
   }
+  tell_tracker(arguments.json);
   if (!complete && !arguments.json) fmt::print("this host cannot migrate processes\n");
   return complete ? kDone : kRefused;
 }

@@ -74,11 +74,20 @@ Result<migration::Compression> compression_of(const std::string& name) {
   return fail(ErrorKind::kUsage, "read --compress", name, "give auto, none, lz4 or zstd");
 }
 
+Result<migration::TrackerKind> tracker_of(const std::string& name) {
+  for (const auto kind :
+       {migration::TrackerKind::kAuto, migration::TrackerKind::kUffd, migration::TrackerKind::kUffdSync}) {
+    if (name == to_string(kind)) return kind;
+  }
+  return fail(ErrorKind::kUsage, "read --tracker", name, "give auto, uffd or uffd-sync");
+}
+
 Status try_migrate(const Arguments& arguments, const Events& events) {
   migration::MigrateOptions options;
   options.pid = arguments.pid;
   options.link = TRY(link_of(arguments));
   options.limits = TRY(limits_of(arguments));
+  options.tracker = TRY(tracker_of(arguments.tracker));
   options.verify = arguments.verify;
   options.cache_bytes = TRY(parse_size(arguments.cache, "--cache"));
   options.compress = TRY(compression_of(arguments.compress));
@@ -116,6 +125,7 @@ Status try_checkpoint(const Arguments& arguments, const Events& events) {
   options.path = arguments.file;
   options.leave_running = arguments.leave_running;
   options.limits = TRY(limits_of(arguments));
+  options.tracker = TRY(tracker_of(arguments.tracker));
   options.verify = arguments.verify;
   options.compress = TRY(compression_of(arguments.compress));
   options.on_progress = [&](const migration::Progress& p) { events.progress(p); };
@@ -153,6 +163,7 @@ Status try_dirty_rate(const Arguments& arguments, const Events& events) {
   migration::DirtyRateOptions options;
   options.pid = arguments.pid;
   options.seconds = arguments.seconds;
+  options.tracker = TRY(tracker_of(arguments.tracker));
   options.cancelled = &cancelled;
   events.dirty_rate(TRY(migration::measure_dirty_rate(options)));
   return {};

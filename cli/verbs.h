@@ -29,6 +29,7 @@ struct Arguments {
   bool resume = false;
   bool discard = false;
   std::string pid_namespace = "auto";
+  std::string tracker = "auto";
   std::string hooks;
   std::string report;  ///< a file for html_report()
   std::vector<std::string> move_addresses;

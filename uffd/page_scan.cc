@@ -4,7 +4,10 @@
 #include <sys/ioctl.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+
+#include "uffd/pagemap.h"
 
 namespace godwit::uffd {
 namespace {
@@ -32,6 +35,13 @@ Error scan_error(int err, AddressRange range) {
   error.kind = ErrorKind::kRetry;
   error.remedy = "a mapping there is new or was replaced: read the layout and track it";
   return error;
+}
+
+uint64_t categories_of(PagemapEntry entry) {
+  if (entry.guard()) return uapi::kPageIsGuard;
+  if (!entry.populated()) return 0;
+  return (entry.present() ? uapi::kPageIsPresent : uapi::kPageIsSwapped) |
+         (entry.file() ? uapi::kPageIsFile : 0);
 }
 
 bool probe_guards(int pagemap_fd) {
@@ -71,12 +81,27 @@ Status scan_pagemap(int pagemap_fd, AddressRange range, const ScanQuery& query,
     arg.start = at;
     const int rc = ::ioctl(pagemap_fd, uapi::kPagemapScan, &arg);
     const int err = errno;
+    if (rc < 0 && err == ENOTTY && query.flags == 0) return scan_by_reading(pagemap_fd, range, query, found);
     const size_t taken = take_regions(scratch, found);
     if (rc < 0) return scan_error(err, range);
     // KERNEL: walk_end may be left over from an inner step of a walk that went on to the end, so it is
     // trusted only when the answer filled the scratch; what was reported lies behind us in any case.
     if (taken < scratch.size()) break;
     at = std::max(arg.walk_end, found.back().end);
+  }
+  return {};
+}
+
+Status scan_by_reading(int pagemap_fd, AddressRange range, const ScanQuery& query, PageRegions& found) {
+  std::array<uint64_t, 512> scratch;
+  for (RemoteAddr at = range.start; at < range.end;) {
+    for (const uint64_t entry : TRY(read_pagemap(pagemap_fd, at, range.end, scratch))) {
+      const uint64_t categories = categories_of(PagemapEntry(entry));
+      const uint64_t judged = categories ^ query.inverted;
+      const bool matches = (judged & query.all) == query.all && (query.any == 0 || (judged & query.any) != 0);
+      if (matches) append_region(found, {at.value(), (at + kPageSize).value(), categories & query.report});
+      at = at + kPageSize;
+    }
   }
   return {};
 }

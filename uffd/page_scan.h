@@ -37,6 +37,11 @@ using PageRegions = std::vector<uapi::PageRegion>;
 Status scan_pagemap(int pagemap_fd, AddressRange range, const ScanQuery& query,
                     std::span<uapi::PageRegion> scratch, PageRegions& found);
 
+/// The same by reading pagemap page by page, for kernels without PAGEMAP_SCAN; scan_pagemap takes this way
+/// where it must. `query` must not change anything (no flags), and nobody is told of the zero page. Errors:
+/// TargetGone, System.
+Status scan_by_reading(int pagemap_fd, AddressRange range, const ScanQuery& query, PageRegions& found);
+
 /// Adds one region to a list, joined to the last one where that fits.
 void append_region(PageRegions& list, const uapi::PageRegion& region);
 

@@ -49,9 +49,17 @@ class Uffd {
   /// Wakes the threads that wait for a page of `range`.
   [[nodiscard]] Status wake(AddressRange range) const;
 
-  /// Takes write-protection, and the marks of it, off `range`. Errors: TargetGone; Retry: a part is not, or
-  /// no longer, registered for it.
+  /// Takes write-protection, and the marks of it, off `range`, and wakes who waits for a page of it. Errors:
+  /// TargetGone; Retry: a part is not, or no longer, registered for it; before 6.4 also when `range` is not
+  /// in one area.
   [[nodiscard]] Status unprotect(AddressRange range) const;
+  /// Write-protects and marks the pages that are there. Errors as unprotect(); a part may be done then.
+  [[nodiscard]] Status protect(AddressRange range) const;
+  /// Whether `range` is the whole or a part of one registered area of private anonymous memory. Changes
+  /// nothing. Errors: TargetGone, System.
+  [[nodiscard]] Result<bool> covers(AddressRange range) const;
+  /// The next faults that wait for a handler; 0 when there are none. Errors: System.
+  [[nodiscard]] Result<size_t> read_faults(std::span<uffd_msg> faults) const;
 
   /// Ok while the address space lives; TargetGone after its process exited or called execve. Under a
   /// microsecond.
@@ -62,6 +70,7 @@ class Uffd {
 
  private:
   explicit Uffd(Fd fd) : fd_(std::move(fd)) {}
+  [[nodiscard]] Status change_protection(AddressRange range, uint64_t mode) const;
 
   Fd fd_;
 };

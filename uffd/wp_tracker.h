@@ -22,6 +22,7 @@
 
 #include "engine/model/dirty_tracker.h"
 #include "uffd/page_scan.h"
+#include "uffd/run_lists.h"
 #include "uffd/uffd.h"
 
 namespace godwit::uffd {
@@ -48,6 +49,8 @@ class WpTracker : public DirtyTracker {
   /// pages count as written.
   Result<PageRuns> last_pass(AddressRange range) override;
 
+  void fault_on_each(bool) override {}  // they always do
+
   /// Stops tracking area by area, so that a running target does not wait for all of it at once; afterwards
   /// only destruction is allowed.
   void release() override;
@@ -56,12 +59,9 @@ class WpTracker : public DirtyTracker {
   WpTracker(pid_t pid, Uffd uffd, PageScanner scanner)
       : pid_(pid), uffd_(std::move(uffd)), scanner_(std::move(scanner)) {}
 
-  Status register_stretch(std::span<const AddressRange> ranges, std::vector<AddressRange>& untrackable);
-  Status register_one(AddressRange range, std::vector<AddressRange>& untrackable);
   Status learn_file_areas();
   Status scan(AddressRange range, const ScanQuery& query);
   [[nodiscard]] uint64_t reported() const;
-  PageRuns take_owed(AddressRange range);
   Status settle_markers(PageRegions& regions);
 
   pid_t pid_;
@@ -71,13 +71,7 @@ class WpTracker : public DirtyTracker {
       file_areas_;  // private mappings of files, sorted: only there it matters whose page it is
   bool areas_known_ = false;
   PageRegions regions_;  // kept between scans for its room
-  PageRuns owed_;        // cleared in the kernel by a collect() that then failed
+  OwedRuns owed_;
 };
-
-/// Adds the parts of `older` that `newer` does not cover; both sorted. Where both know a page, `newer` is
-/// right.
-PageRuns merge_runs(const PageRuns& newer, const PageRuns& older);
-/// `runs` with `written` set where `owed` has a page.
-PageRuns mark_written(const PageRuns& runs, const PageRuns& owed);
 
 }  // namespace godwit::uffd

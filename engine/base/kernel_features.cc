@@ -28,6 +28,29 @@ void probe_uffd(KernelFeatures& found) {
   found.uffd_wp_shmem = (api.features & UFFD_FEATURE_WP_HUGETLBFS_SHMEM) != 0;
 }
 
+/// A page of our own is protected, and nobody writes to it.
+bool probe_uffd_wp_sync() {
+  const Fd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  const Fd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  uffdio_api api{UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP, 0};
+  if (!fd.valid() || !pagemap.valid() || ::ioctl(fd.get(), UFFDIO_API, &api) != 0) return false;
+  void* page =
+      ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (page == MAP_FAILED) return false;
+  const uffdio_range range{reinterpret_cast<uint64_t>(page), kPageSize};
+  uffdio_register registered{range, UFFDIO_REGISTER_MODE_WP, 0};
+  uffdio_writeprotect protect{range, UFFDIO_WRITEPROTECT_MODE_WP};
+  constexpr uint64_t kShown = uint64_t{1} << 57;
+  uint64_t entry = 0;
+  const bool shown = ::ioctl(fd.get(), UFFDIO_REGISTER, &registered) == 0 &&
+                     ::ioctl(fd.get(), UFFDIO_WRITEPROTECT, &protect) == 0 &&
+                     ::pread(pagemap.get(), &entry, sizeof entry,
+                             static_cast<off_t>(range.start / kPageSize * sizeof entry)) == sizeof entry &&
+                     (entry & kShown) != 0;
+  ::munmap(page, kPageSize);
+  return shown;
+}
+
 void probe_pagemap_scan(KernelFeatures& found) {
   const Fd fd(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
   uapi::PageRegion region{};
@@ -99,6 +122,7 @@ bool probe_guard_regions() {
 KernelFeatures probe() {
   KernelFeatures found;
   probe_uffd(found);
+  found.uffd_wp_sync = probe_uffd_wp_sync();
   probe_pagemap_scan(found);
   probe_descriptors(found);
   found.time_namespace = ::access("/proc/self/ns/time", F_OK) == 0;
@@ -120,11 +144,14 @@ const KernelFeatures& kernel_features() {
 std::vector<KernelFeature> KernelFeatures::list() const {
   return {
       {"uffd", "a tracker inside the target", uffd, true, "nothing can be tracked"},
-      {"uffd-wp-async", "see writes without a handler", uffd_wp_async, true, "no tracker on this kernel yet"},
+      {"uffd-wp-async", "see writes without a handler", uffd_wp_async, false,
+       "a first write to a page waits for a handler (uffd-wp-sync)"},
+      {"uffd-wp-sync", "see writes by a handler, where uffd-wp-async or pagemap-scan is missing",
+       uffd_wp_sync, !tracks_async(), "there is no other tracker: nothing can be tracked"},
       {"uffd-wp-shmem", "see writes to shared memory", uffd_wp_shmem, false,
        "shared memory is compared by hash"},
-      {"pagemap-scan", "collect and re-arm dirty pages in one call", pagemap_scan, true,
-       "no tracker on this kernel yet"},
+      {"pagemap-scan", "collect and re-arm dirty pages in one call", pagemap_scan, false,
+       "page tables are read page by page (uffd-wp-sync)"},
       {"pidfd-getfd", "read sockets and pipes of the target", pidfd_getfd, true,
        "descriptors cannot be captured"},
       {"io-uring", "move the stream", io_uring, true, "no transport"},

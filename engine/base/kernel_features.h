@@ -18,6 +18,7 @@ struct KernelFeature {
 struct KernelFeatures {
   bool uffd = false;
   bool uffd_wp_async = false;  ///< UFFD_FEATURE_WP_ASYNC (6.7)
+  bool uffd_wp_sync = false;   ///< write-protection that pagemap shows (5.14)
   bool uffd_wp_shmem = false;  ///< UFFD_FEATURE_WP_HUGETLBFS_SHMEM (5.19)
   bool pagemap_scan = false;   ///< PAGEMAP_SCAN (6.7)
   bool pidfd_getfd = false;    ///< 5.6
@@ -29,6 +30,8 @@ struct KernelFeatures {
   bool rseq_query = false;          ///< PTRACE_GET_RSEQ_CONFIGURATION (5.13)
   bool guard_regions = false;       ///< MADV_GUARD_INSTALL (6.13)
 
+  /// Writes can be seen without a handler, and collected in one call.
+  [[nodiscard]] bool tracks_async() const { return uffd_wp_async && pagemap_scan; }
   [[nodiscard]] std::vector<KernelFeature> list() const;
 };
 

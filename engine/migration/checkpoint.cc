@@ -60,6 +60,7 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   const uint64_t head_size = sink.bytes_written();
 
   PrecopyOptions settings;
+  settings.tracker = options.tracker;
   settings.progress = options.on_progress;
   settings.verify = options.verify;
   settings.policy = options.policy;
@@ -99,6 +100,7 @@ Status begin(Rebuild& rebuild, const wire::Record& record) {
 }  // namespace
 
 Result<Report> checkpoint(const CheckpointOptions& options) {
+  TRY(choose_tracker(options.tracker));
   Guardian guardian = TRY(Guardian::start(options.pid, "", false));
   warm_memory();
   const auto process = TRY(tracee::Process::open(options.pid));

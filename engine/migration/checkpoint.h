@@ -9,6 +9,7 @@
 #include "engine/migration/convergence.h"
 #include "engine/migration/pid_namespace.h"
 #include "engine/migration/report.h"
+#include "engine/migration/tracker_kind.h"
 #include "engine/model/record_stream.h"
 #include "engine/state/finding.h"
 
@@ -20,6 +21,7 @@ struct CheckpointOptions {
   ImageSink* sink = nullptr;   ///< borrowed; null: the file
   bool leave_running = false;  ///< otherwise the process ends once the image is complete and on the disk
   Limits limits;
+  TrackerKind tracker = TrackerKind::kAuto;
   Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
   Compression compress = Compression::kAuto;

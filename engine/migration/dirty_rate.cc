@@ -31,9 +31,10 @@ double DirtyRate::most() const {
 }
 
 Result<DirtyRate> measure_dirty_rate(const DirtyRateOptions& options) {
-  const auto watch = TRY(WriteWatch::begin(options.pid, options.cancelled));
+  const auto watch = TRY(WriteWatch::begin(options.pid, {options.tracker, options.cancelled}));
   DirtyRate rate;
   rate.pid = options.pid;
+  rate.tracker = watch->tracker();
   rate.populated = TRY(watch->written()).pages;
   for (unsigned i = 0; i < options.seconds; ++i) {
     TRY(watch->wait(kSample));

@@ -93,6 +93,7 @@ class Migration {
   Status make_precopy() {
     PrecopyOptions precopy;
     precopy.cache_bytes = link_->agreed("xbzrle") ? options_.cache_bytes : 0;
+    precopy.tracker = options_.tracker;
     precopy.compress = link_->agreed("packed-pages") ? options_.compress : Compression::kNone;
     precopy.is_peer_behind = [this](size_t channel) { return link_->is_peer_behind(channel); };
     precopy.progress = options_.on_progress;
@@ -344,6 +345,7 @@ Status decide_addresses(const InDoubt& entry, Status (*decide)(const address::Ad
 }  // namespace
 
 Result<Report> migrate(const MigrateOptions& options) {
+  TRY(choose_tracker(options.tracker));
   Migration migration(options,
                       TRY(Guardian::start(options.pid, options.link.destination, options.link.insecure)));
   return migration.run();

@@ -11,6 +11,7 @@
 #include "engine/migration/convergence.h"
 #include "engine/migration/link_options.h"
 #include "engine/migration/report.h"
+#include "engine/migration/tracker_kind.h"
 #include "engine/state/finding.h"
 
 namespace godwit::migration {
@@ -19,6 +20,7 @@ struct MigrateOptions {
   pid_t pid = 0;
   LinkOptions link;
   Limits limits;
+  TrackerKind tracker = TrackerKind::kAuto;
   Policy policy = decide;
   bool verify = false;  ///< compare all memory before the copy may run
   size_t cache_bytes = 64_MiB;

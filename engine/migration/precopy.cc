@@ -43,6 +43,8 @@ Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process,
       new Precopy(process, intent, std::move(writers), control, std::move(options), std::move(barrier)));
   made->started_ = monotonic_now();
   made->report_.pid = process.pid();
+  made->kind_ = TRY(choose_tracker(made->options_.tracker));
+  made->report_.tracker = to_string(made->kind_);
   made->memory_ = TRY(tracee::Memory::open(process.pid()));
   for (size_t i = 0; i < made->writers_.size(); ++i) {
     const auto& peer = made->options_.is_peer_behind;
@@ -66,7 +68,7 @@ Status Precopy::arm() {
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
   listen();
-  tracker_ = TRY(arm_tracker(process_, *interrupted_));
+  tracker_ = TRY(arm_tracker(process_, kind_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (const auto& sender : senders_)
     lanes.push_back(TRY(Lane::create(*sender, options_.cache_bytes / senders_.size())));
@@ -78,6 +80,12 @@ Status Precopy::arm() {
 
 /// ORDER: before the first freeze: a write fault that is under way now is over then.
 void Precopy::listen() {
+  // A fault is heard before our handler answers it, and the write comes after. So what it hears before the
+  // mark may be written behind it, and neighbours that the handler opens are written without a fault.
+  if (kind_ == TrackerKind::kUffdSync) {
+    report_.scanned_because = "the tracker uffd-sync leaves no complete log of writes";
+    return;
+  }
   auto log = ebpf::FaultLog::create(process_.pid());
   if (log.ok())
     log_ = log.take();
@@ -217,6 +225,7 @@ Status Precopy::turn(Decision decision, const Situation& now, const Limits& limi
 void Precopy::throttle(ThrottleLevel level) {
   if (level == level_) return;
   level_ = level;
+  tracker_->fault_on_each(level.writers);
   report_.throttle_percent = std::max(report_.throttle_percent, level.cpu_percent);
   control_.publish([&](Statistics& s) { s.throttle = level; });
   if (!throttle_)

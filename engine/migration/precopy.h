@@ -22,16 +22,18 @@
 #include "engine/migration/object_sender.h"
 #include "engine/migration/report.h"
 #include "engine/migration/throttle.h"
+#include "engine/migration/tracker_kind.h"
+#include "engine/model/dirty_tracker.h"
 #include "engine/state/context.h"
 #include "engine/tracee/frozen.h"
 #include "engine/tracee/memory.h"
 #include "engine/tracee/process.h"
-#include "uffd/wp_tracker.h"
 
 namespace godwit::migration {
 
 struct PrecopyOptions {
   size_t cache_bytes = 64_MiB;
+  TrackerKind tracker = TrackerKind::kAuto;
   Compression compress = Compression::kNone;
   std::function<bool(size_t channel)> is_peer_behind;  ///< none for a file
   OnProgress progress;
@@ -119,7 +121,8 @@ class Precopy {
 
   std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
-  std::unique_ptr<uffd::WpTracker> tracker_;
+  TrackerKind kind_ = TrackerKind::kAuto;  ///< as chosen
+  std::unique_ptr<DirtyTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
   WrittenSince written_;                   ///< what it told in the freeze
   std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last

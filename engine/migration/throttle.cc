@@ -143,8 +143,7 @@ void Throttle::list_writers(Nanos now) {
     const auto stat = process_.stat(tid);
     if (stat.ok())
       writers_.emplace(
-          tid,
-          Writer{WriterBudget(stat.value().minor_faults, now), now + WriterBudget::kFirstRun, {}, {}, {}});
+          tid, Writer{WriterBudget(stat.value().faults, now), now + WriterBudget::kFirstRun, {}, {}, {}});
   }
 }
 
@@ -157,7 +156,7 @@ bool Throttle::look_at(pid_t tid, Writer& writer, Nanos now, uint64_t limit) {
     writer.stand_began = now;
   }
   const WriterBudget::Turn turn =
-      writer.budget.look(stat.value().minor_faults, now, std::exchange(writer.stood, Nanos{}), limit);
+      writer.budget.look(stat.value().faults, now, std::exchange(writer.stood, Nanos{}), limit);
   if (turn.stand == Nanos{}) {
     let_go(writer);
     writer.stood = Nanos{};

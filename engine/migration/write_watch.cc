@@ -35,9 +35,10 @@ Status refuse_userfaultfd(const tracee::Process& process) {
 }  // namespace
 
 struct WriteWatch::Parts {
-  Parts(Guardian of, tracee::Process watched, const std::atomic<bool>* cancelled)
+  Parts(Guardian of, tracee::Process watched, TrackerKind chosen, const std::atomic<bool>* cancelled)
       : guardian(std::move(of)),
         process(std::move(watched)),
+        kind(chosen),
         control(process.pid(), Limits{}, std::nullopt, cancelled),
         interrupted(InterruptedCalls::create(process)) {}
   ~Parts() {
@@ -51,11 +52,13 @@ struct WriteWatch::Parts {
 
   Guardian guardian;
   tracee::Process process;
+  TrackerKind kind;
   Control control;
   std::unique_ptr<ControlServer> server;  ///< one engine at a time
   InterruptedCalls interrupted;
-  std::unique_ptr<uffd::WpTracker> tracker;
+  std::unique_ptr<DirtyTracker> tracker;
   Layout layout;
+  std::vector<AddressRange> untrackable;
   bool again = false;
   Nanos last{};
 };
@@ -74,11 +77,8 @@ Status WriteWatch::Parts::follow() {
   for (const Vma& vma : layout) {
     if (counted(vma)) areas.push_back(vma.range);
   }
-  const auto untrackable = TRY(tracker->track(areas));
+  untrackable = TRY(tracker->track(areas));
   again = false;
-  std::erase_if(layout, [&](const Vma& vma) {
-    return std::find(untrackable.begin(), untrackable.end(), vma.range) != untrackable.end();
-  });
   return still->finish();
 }
 
@@ -100,16 +100,22 @@ Status WriteWatch::Parts::collect(const Vma& vma, WrittenPages& written) {
 WriteWatch::WriteWatch(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 WriteWatch::~WriteWatch() = default;
 
-Result<std::unique_ptr<WriteWatch>> WriteWatch::begin(pid_t pid, const std::atomic<bool>* cancelled) {
+Result<std::unique_ptr<WriteWatch>> WriteWatch::begin(pid_t pid, const WatchOptions& options) {
+  const TrackerKind kind = TRY(choose_tracker(options.tracker));
   // ORDER: a guardian is forked; the server has a thread.
   Guardian guardian = TRY(Guardian::start(pid, "", false));
-  auto parts = std::make_unique<Parts>(std::move(guardian), TRY(tracee::Process::open(pid)), cancelled);
+  auto parts =
+      std::make_unique<Parts>(std::move(guardian), TRY(tracee::Process::open(pid)), kind, options.cancelled);
   parts->control.publish([](Statistics& s) { s.state = JobState::kMeasuring; });
   parts->server = TRY(ControlServer::start(parts->control, job_path(pid)));
   TRY(refuse_userfaultfd(parts->process));
   parts->guardian.touching();
-  parts->tracker = TRY(arm_tracker(parts->process, parts->interrupted));
+  parts->tracker = TRY(arm_tracker(parts->process, kind, parts->interrupted));
   return std::unique_ptr<WriteWatch>(new WriteWatch(std::move(parts)));
+}
+
+TrackerKind WriteWatch::tracker() const {
+  return parts_->kind;
 }
 
 Result<WrittenPages> WriteWatch::written() {
@@ -117,7 +123,9 @@ Result<WrittenPages> WriteWatch::written() {
   WrittenPages written;
   const Nanos now = monotonic_now();
   for (const Vma& vma : parts_->layout) {
-    if (counted(vma)) TRY(parts_->collect(vma, written));
+    const auto& untrackable = parts_->untrackable;
+    const bool left_out = std::find(untrackable.begin(), untrackable.end(), vma.range) != untrackable.end();
+    if (counted(vma) && !left_out) TRY(parts_->collect(vma, written));
   }
   written.interval = now - parts_->last;
   parts_->last = now;

@@ -11,6 +11,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/result.h"
+#include "engine/migration/tracker_kind.h"
 
 namespace godwit::migration {
 
@@ -25,13 +26,18 @@ struct WrittenPages {
   Nanos interval{};                ///< since the last look
 };
 
+struct WatchOptions {
+  TrackerKind tracker = TrackerKind::kAuto;
+  const std::atomic<bool>* cancelled = nullptr;  ///< or a wish to end, which must outlive the watch
+};
+
 class WriteWatch {
  public:
   /// The process runs on, but for some 100 us here and wherever it maps new memory. Must be called without
   /// other threads: a guardian is forked, which cleans up if this process is killed. A job of this host while
-  /// it lasts (job.h). `cancelled`: null, or a wish to end; it must outlive this. Errors: TargetGone, Denied,
-  /// Refused (another engine is at work on it, or it uses a userfaultfd of its own).
-  static Result<std::unique_ptr<WriteWatch>> begin(pid_t pid, const std::atomic<bool>* cancelled = nullptr);
+  /// it lasts (job.h). With the tracker uffd-sync only private anonymous memory is seen. Errors: TargetGone,
+  /// Denied, Refused (another engine is at work on it, or it uses a userfaultfd of its own).
+  static Result<std::unique_ptr<WriteWatch>> begin(pid_t pid, const WatchOptions& options = {});
   /// Nothing is left in the process.
   ~WriteWatch();
   WriteWatch(const WriteWatch&) = delete;
@@ -40,6 +46,8 @@ class WriteWatch {
   /// Pages written since the last look; at first, and of memory mapped since: all that hold something.
   /// Anonymous and file memory, not shared memory without a file. Errors: TargetGone, System.
   Result<WrittenPages> written();
+  /// The one that is in use.
+  [[nodiscard]] TrackerKind tracker() const;
   /// Blocks for `time`. Errors: TargetGone and Cancelled, within 50 ms.
   Status wait(Nanos time);
 

@@ -1,5 +1,6 @@
 // How long a thread that writes more than it may has to stand: a token bucket over its page faults, for after
-// a collect each first write to a page is one fault of the thread that writes. Pure: numbers in, times out.
+// a collect each first write to a page is one fault of the thread that writes. KERNEL: a minor one, or, when
+// it had to wait for a handler, a major one. Pure: numbers in, times out.
 #pragma once
 
 #include <cstdint>

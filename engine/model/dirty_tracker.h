@@ -1,4 +1,4 @@
-// What the algorithm asks of any way to see writes. Implementations: uffd/wp_tracker.
+// What the algorithm asks of any way to see writes. Implementations: uffd/wp_tracker, uffd/sync_tracker.
 #pragma once
 
 #include "engine/base/result.h"
@@ -39,6 +39,10 @@ class DirtyTracker {
   /// survey, for its answer is short. Clean, populated pages are not told. Where an area is not tracked (any
   /// more), all its pages count as written.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
+
+  /// From now on (or no more) each first write to a page after a collect is a fault of the thread that
+  /// writes, for whoever counts those. Any thread.
+  virtual void fault_on_each(bool each) = 0;
 
   /// Stops tracking, area by area. Afterwards the tracker is of no use.
   virtual void release() = 0;

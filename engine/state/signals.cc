@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <array>
+#include <map>
 
 #include "engine/state/process_rooms.h"
 #include "engine/wire/rooms_process.pb.h"
@@ -87,18 +88,22 @@ Status finish(BuildContext& context, std::string_view message) {
                fmt::format("set the handler of signal {}", signal));
   }
   // ORDER: handlers first, for a signal that is ignored would be dropped; every thread of the shell blocks
-  // all signals. The process queues them to itself: only then does the kernel take any siginfo as it is.
+  // all signals. The process queues them to itself, and a thread its own to itself: only then does the kernel
+  // take any siginfo as it is (that of a tgkill() from nobody else, not even of the same process).
+  std::map<pid_t, Batch> own;
   for (const auto& entry : state.pending()) {
     const auto info = TRY(value_of<siginfo_t>(kName, entry.info()));
-    const auto at = batch.put_value(info);
-    if (entry.tid() == 0)
-      batch.call(SYS_rt_sigqueueinfo, {context.pid, info.si_signo, at},
+    if (entry.tid() == 0) {
+      batch.call(SYS_rt_sigqueueinfo, {context.pid, info.si_signo, batch.put_value(info)},
                  fmt::format("queue signal {}", info.si_signo));
-    else
-      batch.call(SYS_rt_tgsigqueueinfo, {context.pid, entry.tid(), info.si_signo, at},
-                 fmt::format("queue signal {} for thread {}", info.si_signo, entry.tid()));
+      continue;
+    }
+    Batch& queue = own[entry.tid()];
+    queue.call(SYS_rt_tgsigqueueinfo, {context.pid, entry.tid(), info.si_signo, queue.put_value(info)},
+               fmt::format("queue signal {} for thread {}", info.si_signo, entry.tid()));
   }
   if (!batch.empty()) TRY(context.run(batch));
+  for (auto& [tid, queue] : own) TRY(context.shell.run(tid, queue));
   if (state.stopped()) {
     const pid_t outer = context.shell.pid();
     context.at_resume.push_back([outer]() -> Status {

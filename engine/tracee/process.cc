@@ -149,7 +149,7 @@ Result<Stat> parse_stat(std::string_view text) {
   stat.session = static_cast<pid_t>(field_at[6]);
   stat.tty = static_cast<int>(field_at[7]);
   stat.flags = field_at[9];
-  stat.minor_faults = field_at[10];
+  stat.faults = field_at[10] + field_at[12];
   stat.start_time = field_at[22];
   stat.start_code = field_at[26];
   stat.end_code = field_at[27];

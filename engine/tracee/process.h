@@ -19,9 +19,9 @@ struct Stat {
   char state = '?';
   pid_t ppid = 0, pgrp = 0, session = 0;
   int tty = 0;
-  uint64_t flags = 0;         ///< PF_* of the kernel
-  uint64_t minor_faults = 0;  ///< of the thread whose file it is; of all threads in that of the process
-  uint64_t start_time = 0;    ///< clock ticks since boot: with the pid, the identity of a process
+  uint64_t flags = 0;   ///< PF_* of the kernel
+  uint64_t faults = 0;  ///< minor and major; of the thread whose file it is, or of all threads of the process
+  uint64_t start_time = 0;  ///< clock ticks since boot: with the pid, the identity of a process
   uint64_t start_code = 0, end_code = 0, start_stack = 0, start_data = 0, end_data = 0, start_brk = 0;
   uint64_t arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
 };

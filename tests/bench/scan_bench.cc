@@ -1,7 +1,8 @@
-// What one look at a process's memory costs, beside memcpy in the same run: collect() and survey() of
-// wp_tracker over memory that is clean, sparsely written, all written, huge or untouched, with one thread and
-// two; then the release. Prints one JSON object a line: microseconds per GiB, median and quartiles. Size in
-// MiB as the argument (512).
+// What one look at a process's memory costs, beside memcpy in the same run: collect(), survey() and
+// last_pass() of both trackers over memory that is clean, sparsely written, all written, huge or untouched,
+// with one thread and two; what a first write to a clean page costs the process; then the release. Prints one
+// JSON object a line, median and quartiles: microseconds per GiB, or nanoseconds a write. Size in MiB as the
+// argument (512).
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -11,6 +12,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +24,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/mapping.h"
 #include "engine/base/pidfd.h"
+#include "uffd/sync_tracker.h"
 #include "uffd/wp_tracker.h"
 
 namespace godwit::uffd {
@@ -38,9 +42,17 @@ T must(Result<T> result) {
 struct Shared {
   uint64_t base;
   int uffd;
+  std::atomic<uint64_t> nanos;  ///< of the last writing
 };
 
-/// A child with `size` bytes of memory; it writes every `stride`-th page each time it is asked to.
+enum class Tracker : uint8_t { kUffd, kUffdSync };
+constexpr std::array kTrackers = {Tracker::kUffd, Tracker::kUffdSync};
+const char* name_of(Tracker tracker) {
+  return tracker == Tracker::kUffd ? "uffd" : "uffd-sync";
+}
+
+/// A child with `size` bytes of memory; it writes every `stride`-th page each time it is asked to, one after
+/// the other or far apart.
 class Subject {
  public:
   Subject(size_t size, bool huge, bool populate) : size_(size) {
@@ -63,19 +75,26 @@ class Subject {
     if (::write(ask_[1], &stride, sizeof stride) < 0 || ::read(answer_[0], &stride, sizeof stride) <= 0)
       std::exit(1);
   }
-  WpTracker track(unsigned threads) {
+  /// One page in 16, each far from the one before.
+  void write_scattered() { write_every(kScattered); }
+  [[nodiscard]] double last_nanos() const { return static_cast<double>(shared_->nanos); }
+  std::unique_ptr<DirtyTracker> track(Tracker which, unsigned threads) {
     write_every(kMakeUffd);
     Fd fd = must(must(PidFd::open(pid_)).get_fd(shared_->uffd));
     write_every(kCloseUffd);
-    WpTracker tracker = must(WpTracker::create(pid_, std::move(fd), threads));
-    must(tracker.track({range()}));
+    std::unique_ptr<DirtyTracker> tracker;
+    if (which == Tracker::kUffdSync)
+      tracker = must(SyncTracker::create(pid_, std::move(fd), threads));
+    else
+      tracker = std::make_unique<WpTracker>(must(WpTracker::create(pid_, std::move(fd), threads)));
+    must(tracker->track({range()}));
     return tracker;
   }
   [[nodiscard]] AddressRange range() const { return range_of(shared_->base, shared_->base + size_); }
   [[nodiscard]] pid_t pid() const { return pid_; }
 
  private:
-  static constexpr uint64_t kMakeUffd = UINT64_MAX, kCloseUffd = UINT64_MAX - 1;
+  static constexpr uint64_t kMakeUffd = UINT64_MAX, kCloseUffd = UINT64_MAX - 1, kScattered = UINT64_MAX - 2;
 
   [[noreturn]] void serve(bool huge, bool populate) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -91,13 +110,24 @@ class Subject {
       } else if (stride == kCloseUffd) {
         ::close(shared_->uffd);
       } else {
-        for (uint64_t at = 0; stride != 0 && at < size_; at += stride * kPageSize) touch(at);
+        const Nanos begin = monotonic_now();
+        write(stride);
+        shared_->nanos = static_cast<uint64_t>((monotonic_now() - begin).count());
       }
       if (::write(answer_[1], &stride, sizeof stride) < 0) break;
     }
     ::_exit(0);
   }
 
+  void write(uint64_t stride) {
+    if (stride == kScattered) {
+      // 7919 is prime, so that all pages differ.
+      const uint64_t pages = size_ / kPageSize;
+      for (uint64_t i = 0; i < pages / 16; i++) touch(i * 16 * 7919 % pages * kPageSize);
+      return;
+    }
+    for (uint64_t at = 0; stride != 0 && at < size_; at += stride * kPageSize) touch(at);
+  }
   void touch(uint64_t at) {
     auto* word = reinterpret_cast<volatile uint64_t*>(shared_->base + at);
     *word = *word + 1;
@@ -130,14 +160,17 @@ void bench_memcpy(size_t size) {
   std::memset(from.data(), 1, size);
   std::memset(to.data(), 1, size);
   std::vector<double> micros;
+  micros.reserve(kRuns);
   for (int i = 0; i < kRuns; i++)
     micros.push_back(time_of([&] { std::memcpy(to.data(), from.data(), size); }));
   report("memcpy", 1, size, micros);
 }
 
-void bench_tracker(Subject& subject, const char* kind, unsigned threads,
+void bench_tracker(Subject& subject, Tracker which, const char* memory, unsigned threads,
                    const std::vector<uint64_t>& strides) {
-  WpTracker tracker = subject.track(threads);
+  const auto owner = subject.track(which, threads);
+  DirtyTracker& tracker = *owner;
+  const std::string kind = fmt::format("{} {}", name_of(which), memory);
   const AddressRange range = subject.range();
   must(tracker.collect(range));
   for (const uint64_t stride : strides) {
@@ -151,6 +184,7 @@ void bench_tracker(Subject& subject, const char* kind, unsigned threads,
            threads, range.size(), micros);
   }
   std::vector<double> micros;
+  micros.reserve(kRuns);
   must(tracker.collect(range));
   for (int i = 0; i < kRuns; i++) micros.push_back(time_of([&] { must(tracker.survey(range)); }));
   report(fmt::format("survey {}", kind).c_str(), threads, range.size(), micros);
@@ -158,6 +192,36 @@ void bench_tracker(Subject& subject, const char* kind, unsigned threads,
   micros.clear();
   for (int i = 0; i < kRuns; i++) micros.push_back(time_of([&] { must(tracker.last_pass(range)); }));
   report(fmt::format("last pass {}", kind).c_str(), threads, range.size(), micros);
+}
+
+/// What a first write to a clean page costs the process.
+void bench_writes(Subject& subject) {
+  const auto report_writes = [&](const std::string& what, uint64_t writes, std::vector<double> nanos) {
+    std::sort(nanos.begin(), nanos.end());
+    const auto at = [&](size_t quarter) {
+      return nanos[(nanos.size() - 1) * quarter / 4] / static_cast<double>(writes);
+    };
+    fmt::print("{{\"what\":\"{}\",\"runs\":{},\"ns_a_write\":{:.0f},\"p25\":{:.0f},\"p75\":{:.0f}}}\n", what,
+               nanos.size(), at(2), at(1), at(3));
+  };
+  const uint64_t pages = subject.range().pages();
+  for (const char* how : {"one after the other", "scattered"}) {
+    const bool scattered = how[0] == 's';
+    const auto measure = [&](const std::string& name, DirtyTracker* tracker) {
+      std::vector<double> nanos;
+      for (int i = 0; i < kRuns; i++) {
+        if (tracker != nullptr) must(tracker->collect(subject.range()));
+        if (scattered)
+          subject.write_scattered();
+        else
+          subject.write_every(1);
+        nanos.push_back(subject.last_nanos());
+      }
+      report_writes(fmt::format("first write {} {}", name, how), scattered ? pages / 16 : pages, nanos);
+    };
+    measure("untracked", nullptr);
+    for (const Tracker which : kTrackers) measure(name_of(which), subject.track(which, 1).get());
+  }
 }
 
 /// Why the tracker asks whose page it is only in file mappings.
@@ -174,15 +238,16 @@ void bench_file_question(Subject& subject) {
   }
 }
 
-void bench_release(size_t size, bool in_pieces) {
+void bench_release(size_t size, Tracker which, bool in_pieces) {
   std::vector<double> micros;
   for (int i = 0; i < 3; i++) {
     Subject subject(size, false, true);
-    auto tracker = std::make_unique<WpTracker>(subject.track(1));
+    auto tracker = subject.track(which, 1);
     must(tracker->collect(subject.range()));
     micros.push_back(time_of([&] { in_pieces ? tracker->release() : tracker.reset(); }));
   }
-  report(in_pieces ? "release area by area" : "release at once", 1, size, micros);
+  report(fmt::format("release {} {}", name_of(which), in_pieces ? "area by area" : "at once").c_str(), 1,
+         size, micros);
 }
 
 void run(size_t size) {
@@ -190,18 +255,21 @@ void run(size_t size) {
   {
     Subject small(size, false, true);
     bench_file_question(small);
-    for (const unsigned threads : {1u, 2u}) bench_tracker(small, "4K", threads, {0, 256, 1});
+    for (const Tracker which : kTrackers) {
+      for (const unsigned threads : {1u, 2u}) bench_tracker(small, which, "4K", threads, {0, 256, 1});
+    }
+    bench_writes(small);
   }
   {
     Subject huge(size, true, true);
-    bench_tracker(huge, "THP", 1, {0});
+    for (const Tracker which : kTrackers) bench_tracker(huge, which, "THP", 1, {0});
   }
   {
     Subject empty(size, false, false);
-    bench_tracker(empty, "untouched", 1, {0});
+    for (const Tracker which : kTrackers) bench_tracker(empty, which, "untouched", 1, {0});
   }
-  bench_release(size, false);
-  bench_release(size, true);
+  bench_release(size, Tracker::kUffd, false);
+  for (const Tracker which : kTrackers) bench_release(size, which, true);
 }
 
 }  // namespace

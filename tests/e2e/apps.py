@@ -80,7 +80,7 @@ def _worked(client, least=50):
     return longest
 
 
-def move_under_load(name):
+def move_under_load(name, more=()):
     with tempfile.TemporaryDirectory(prefix="godwit-app-") as text, Hosts("A", "B", "client") as hosts:
         directory = pathlib.Path(text)
         directory.chmod(0o777)
@@ -94,7 +94,7 @@ def move_under_load(name):
             for source, destination in ((a, b), (b, a)):
                 # However slow the machine is just now: times are for the benchmarks.
                 completed, pid = move(source, destination, server.pid, "--move-address", f"{SERVICE}/24@eth0",
-                                      "--downtime-limit", "3000")
+                                      "--downtime-limit", "3000", *more)
                 if pid != server.pid:
                     raise Failure(f"pid {pid} on {destination.name}, was {server.pid}")
                 left = source.run(["ss", "-Htan", "src", SERVICE], check=True).stdout.strip()

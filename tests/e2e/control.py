@@ -323,17 +323,22 @@ def throttle_opens_live(a, b):
         return told
 
 
-def dirty_limit_slows_the_writers(a, b):
+def dirty_limit_slows_the_writers(a, b, more=()):
     """The thread that writes is held to a small part of what it wrote, the one that only counts goes on."""
     with Program(a, "writers", ["32"]) as program:
         def release(sender, receiver):
             say(a, "set", program.pid, "--bandwidth", "0", "--downtime-limit", "60000")
             arrived(program, sender, receiver, b)
 
-        free, slow, after = throttled(a, b, program, ("--dirty-limit", "4M", "--bandwidth", "64M"), release)
+        free, slow, after = throttled(a, b, program, ("--dirty-limit", "4M", "--bandwidth", "64M", *more), release)
         if slow["counts_alone"] < free["counts_alone"] / 4:
             raise Failure(f"the thread that does not write was slowed too: {slow} of {free}")
         return expect_back(free, slow, after) + f"; counts/s: {free['counts_alone']:.0f}, meanwhile {slow['counts_alone']:.0f}"
+
+
+def dirty_limit_with_uffd_sync(a, b):
+    """The faults that a handler answers are counted too, one for each page."""
+    return dirty_limit_slows_the_writers(a, b, ("--tracker", "uffd-sync"))
 
 
 def throttled_calls(a, b):
@@ -393,4 +398,4 @@ def report_page(a, b):
 
 TESTS = (report_page, status_and_bandwidth, cancel_in_bulk, timeout_in_bulk, pause_and_freeze, pause_in_bulk, limits_live, forced,
          stale_socket, throttle_converges, throttle_ends_with_a_kill, throttle_ends_with_a_cancel, throttle_opens_live,
-         dirty_limit_slows_the_writers, throttled_calls, dirty_rate)
+         dirty_limit_slows_the_writers, dirty_limit_with_uffd_sync, throttled_calls, dirty_rate)

@@ -22,11 +22,16 @@ SKEW = 86400  # s
 MOVING = ("churn", "goroutines", "heartbeat", "everything")
 
 
-def there_and_back(a, b, name, words):
+SYNC = ("--tracker", "uffd-sync")
+
+
+def there_and_back(a, b, name, words, more=()):
     with Program(a, name, words) as moved:
         pid = moved.pid
         for destination, options in ((b, ()), (a, ("--verify",))):
-            completed = moved.move_to(destination, *options)
+            completed = moved.move_to(destination, *options, *more)
+            if more and completed["tracker"] != more[1]:
+                raise Failure(f"asked for {more[1]}, used {completed['tracker']}")
             if options and not completed["pages"]["verified"]:
                 raise Failure("--verify compared nothing")
             if moved.pid != pid:
@@ -183,6 +188,24 @@ def example(a, _, words):
     await_empty(a)
 
 
+def denied_sync(a, b):
+    """An ordinary user's process may not make the userfaultfd that uffd-sync needs: migrate says what to do, and leaves it."""
+    if pathlib.Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":
+        raise Failure("needs vm.unprivileged_userfaultfd = 0, the kernel's default")
+    with Program(a, "process", ["nobody"]) as held:
+        held.check()
+        before = footprint(held.outer())
+        with receive(b, "--once") as receiver, migrate(a, held.pid, b, *SYNC) as sender:
+            code, said = sender.finish(), sender.said()
+            if code != 8 or "vm.unprivileged_userfaultfd" not in said or sender.crashed():
+                raise Failure(f"exit code {code}, not 8: {said}")
+            receiver.finish()
+        if traces := difference(before, footprint(held.outer())):
+            raise Failure(f"migrate left traces: {traces}")
+        held.check()
+        await_empty(b)
+
+
 class Plan:
     """Names every test, so that those chosen by words run and the rest are not even counted."""
 
@@ -220,6 +243,8 @@ def plan_program(plan, entry):
         for case in cases + apart:
             plan.test(f"{name}/{case} there-and-back", there_and_back, name, [case], **more)
         plan.test(f"{name} there-and-back", there_and_back, name, words, **more)
+    if "uffd-sync" in modes:
+        plan.test(f"{name} there-and-back uffd-sync", there_and_back, name, words, SYNC, **more)
     if "checkpoint" in modes:
         for chosen in [words] + [[case] for case in apart]:
             title = f"{name}/{chosen[0]}" if chosen != words else name
@@ -242,6 +267,7 @@ def main(words):
         for entry in cases["stays"]:
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
+        plan.test("process/nobody denied uffd-sync", denied_sync)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)
         plan_compressed(plan)
@@ -263,6 +289,8 @@ def main(words):
             continue
         plan.tap.run(f"{name} under load", apps.move_under_load, entry["name"])
         plan.tap.run(f"{name} checkpoint", apps.checkpoint_app, entry["name"])
+        if "uffd-sync" in entry.get("modes", []):
+            plan.tap.run(f"{name} under load uffd-sync", apps.move_under_load, entry["name"], SYNC)
     return plan.tap.finish()
 
 

@@ -4,6 +4,8 @@ back and forth, each time with another seed, over every combination of delta cac
 
     run.py torture                      GODWIT_MOVES moves (by default a few)
     torture.py SEED [CACHE CHANNELS [WORD...]]   one seed again, 2 moves or GODWIT_MOVES; the words go to the program
+
+GODWIT_TRACKER=uffd-sync: with that tracker.
 """
 import itertools
 import os
@@ -59,7 +61,8 @@ def one_seed(a, b, seed, cache, channels, moves=MOVES_A_SEED, more=()):
                 report, ended = report_of(moved), moved.process.poll()
     except Failure as failure:
         sweep(a, b)
-        again = f"tests/e2e/torture.py {seed} {cache} {channels} {' '.join(more)}"
+        tracker = os.environ.get("GODWIT_TRACKER")
+        again = f"{f'GODWIT_TRACKER={tracker} ' if tracker else ''}tests/e2e/torture.py {seed} {cache} {channels} {' '.join(more)}"
         raise Failure(f"seed {seed}, cache {cache}, {channels} channels, move {len(downtimes) + 1}: {failure}\n"
                       f"{'' if ended is None else f'its first process ended: {ended}'}\n{report}"
                       f"again: {again}") from None

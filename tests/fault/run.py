@@ -200,16 +200,16 @@ class Arena:
         self.hosts.__exit__(None, None, None)
 
 
-def kill_source(arena):
-    """kill -9 of `migrate` at random instants, until ROUNDS of them came before COMMIT."""
+def kill_source(arena, more=(), wanted=ROUNDS):
+    """kill -9 of `migrate` at random instants, until so many of them came before COMMIT."""
     chance, before, rounds = random.Random(SEED), 0, 0
     receiver = receive(arena.b)
     try:
-        while before < ROUNDS:
+        while before < wanted:
             rounds += 1
-            if rounds > 3 * ROUNDS:
+            if rounds > 3 * wanted:
                 raise Failure(f"only {before} of {rounds} kills came before COMMIT")
-            with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds)) as sender:
+            with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds), *more) as sender:
                 rest(arena.instant(chance, rounds))
                 sender.process.kill()
                 sender.process.wait(PATIENCE)
@@ -223,6 +223,11 @@ def kill_source(arena):
     finally:
         receiver.close()
     return f"{before} kills before COMMIT, {rounds - before} after"
+
+
+def kill_source_sync(arena):
+    """With the tracker whose handler the victim's threads wait for: its end must free them."""
+    return kill_source(arena, ("--tracker", "uffd-sync"), max(3, ROUNDS // 3))
 
 
 def kill_destination(arena):
@@ -392,6 +397,7 @@ PARTS = {
     "kill-destination": in_arena("kill-destination", kill_destination),
     "malformed-forward": lambda tap: proxied.run(tap, "forward"),
     "kill-source": in_arena("kill-source", kill_source),
+    "kill-source-uffd-sync": in_arena("kill-source-uffd-sync", kill_source_sync),
     "malformed-backward": lambda tap: proxied.run(tap, "backward"),
     "kill-throttled": in_arena("kill-throttled", kill_throttled),
     "cut-link": in_arena("cut-link", cut_link),

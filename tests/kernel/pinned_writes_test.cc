@@ -11,7 +11,6 @@ namespace godwit::migration {
 namespace {
 
 using namespace uffd::test;  // NOLINT(google-build-using-namespace): the fixture that this test is made of
-using uffd::WpTracker;
 
 constexpr size_t kPages = 2048, kAtOnce = 4;
 constexpr int kRounds = 400;
@@ -58,23 +57,26 @@ Fd make_pattern() {
   return file;
 }
 
-class PinnedWritesTest : public WpTrackerTest, public testing::WithParamInterface<Way> {};
+class PinnedWritesTest : public TrackerTest, public testing::WithParamInterface<std::tuple<Way, Kind>> {
+  void SetUp() override { skip_without(std::get<Kind>(GetParam())); }
+};
 
 TEST_P(PinnedWritesTest, NoneIsLost) {
   const Fd pattern = make_pattern();
-  const Way way = GetParam();
+  const auto [way, kind] = GetParam();
   Target target({[](auto& c) {
                    c.a = map_apart(kPages);
                    for (size_t i = 0; i < kPages; i++) touch(c.a, i, 1);
                  },
-                 [&](auto& c) {
+                 [&, way = way](auto& c) {
                    Filler filler(way, pattern.get());
                    for (uint64_t seed = 1; c.b == 0; c.c++) {
                      seed = seed * 6364136223846793005 + 1442695040888963407;
                      if (!filler.fill(c.a + (seed >> 33) % (kPages - kAtOnce) * kPageSize, seed)) ::_exit(3);
                    }
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make_tracker(kind, target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   auto process = tracee::Process::open(target.pid());
   ASSERT_TRUE(process.ok());
@@ -106,10 +108,16 @@ TEST_P(PinnedWritesTest, NoneIsLost) {
   std::printf("a wait takes %ld us (median of %zu)\n", static_cast<long>(to_micros(waits[waits.size() / 2])),
               waits.size());
 }
+// KERNEL: not own memory with uffd-sync: a write to /proc/PID/mem cannot wait for a handler and fails
+// (uffd_sync_test.cc).
 INSTANTIATE_TEST_SUITE_P(Ways, PinnedWritesTest,
-                         testing::Values(Way::kReadDirect, Way::kProcessWrite, Way::kOwnMemory));
+                         testing::Values(std::tuple(Way::kReadDirect, Kind::kUffd),
+                                         std::tuple(Way::kProcessWrite, Kind::kUffd),
+                                         std::tuple(Way::kOwnMemory, Kind::kUffd),
+                                         std::tuple(Way::kReadDirect, Kind::kUffdSync),
+                                         std::tuple(Way::kProcessWrite, Kind::kUffdSync)));
 
-TEST_F(WpTrackerTest, AThreadThatSleepsInACallOfAnotherKindIsNotDisturbed) {
+TEST_F(TrackerTest, AThreadThatSleepsInACallOfAnotherKindIsNotDisturbed) {
   Target target({[](auto&) { ::pause(); }});
   target.begin(0);
   auto process = tracee::Process::open(target.pid());

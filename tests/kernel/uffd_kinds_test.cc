@@ -1,4 +1,4 @@
-// What wp_tracker promises of the kinds of memory, of discards and of the last pass.
+// What both trackers promise of the kinds of memory, of discards and of the last pass.
 #include <gmock/gmock.h>
 
 #include "tests/kernel/uffd_tracker_fixture.h"
@@ -10,13 +10,14 @@ using namespace test;  // NOLINT(google-build-using-namespace): the fixture of t
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-TEST_F(WpTrackerTest, ASparseMappingCostsNoPageTables) {
+TEST_P(AnyTrackerTest, ASparseMappingCostsNoPageTables) {
   Target target({[](auto& c) {
     c.a = reinterpret_cast<uint64_t>(::mmap(nullptr, uint64_t{64} << 30, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     touch(c.a, 12345, 1);
   }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, uint64_t{64} << (30 - kPageShift));
@@ -34,7 +35,7 @@ TEST_F(WpTrackerTest, ASparseMappingCostsNoPageTables) {
   EXPECT_EQ(page_tables(), before);
 }
 
-TEST_F(WpTrackerTest, ADiscardShowsOnlyInTheSurvey) {
+TEST_P(AnyTrackerTest, ADiscardShowsOnlyInTheSurvey) {
   Target target({[](auto& c) {
                    c.a = map_apart(64);
                    for (size_t i = 0; i < 64; i++) touch(c.a, i, 1);
@@ -43,7 +44,8 @@ TEST_F(WpTrackerTest, ADiscardShowsOnlyInTheSurvey) {
                    ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 16 * kPageSize, MADV_DONTNEED);
                  },
                  [](auto& c) { touch(c.a, 10, 3); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 64);
@@ -58,7 +60,7 @@ TEST_F(WpTrackerTest, ADiscardShowsOnlyInTheSurvey) {
   EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(10));
 }
 
-TEST_F(WpTrackerTest, ADiscardedHugePageShowsOnlyInTheSurvey) {
+TEST_P(AnyTrackerTest, ADiscardedHugePageShowsOnlyInTheSurvey) {
   Target target({[](auto& c) {
                    c.a = map_pages(1536);
                    c.b = (c.a + 2_MiB - 1) & ~(2_MiB - 1);
@@ -67,7 +69,8 @@ TEST_F(WpTrackerTest, ADiscardedHugePageShowsOnlyInTheSurvey) {
                  },
                  [](auto& c) { ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_DONTNEED); },
                  [](auto& c) { touch(c.b, 3, 7); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().b;
   const AddressRange range = pages_at(base, 0, 512);
@@ -80,7 +83,7 @@ TEST_F(WpTrackerTest, ADiscardedHugePageShowsOnlyInTheSurvey) {
   EXPECT_THAT(all_of(collect(tracker, range), base), testing::Contains(3));
 }
 
-TEST_F(WpTrackerTest, GuardPagesStayGuards) {
+TEST_P(AnyTrackerTest, GuardPagesStayGuards) {
   if (!kernel_features().guard_regions) GTEST_SKIP() << "this kernel has no MADV_GUARD_INSTALL";
   Target target(
       {[](auto& c) {
@@ -105,7 +108,8 @@ TEST_F(WpTrackerTest, GuardPagesStayGuards) {
          ::madvise(reinterpret_cast<void*>(c.a + 8 * kPageSize), 4 * kPageSize, uapi::kMadvGuardRemove);
          touch(c.a, 9, 5);
        }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 32);
@@ -192,7 +196,7 @@ TEST_F(WpTrackerTest, SharedFilesAndSharedMemoryAreTracked) {
   }
 }
 
-TEST_F(WpTrackerTest, UntrackableRangesComeBackAndTheirNeighboursAreTracked) {
+TEST_P(AnyTrackerTest, UntrackableRangesComeBackAndTheirNeighboursAreTracked) {
   const Fd file = make_file(4);
   const Fd read_only(::open(("/proc/self/fd/" + std::to_string(file.get())).c_str(), O_RDONLY | O_CLOEXEC));
   Target target({[&](auto& c) {
@@ -201,7 +205,8 @@ TEST_F(WpTrackerTest, UntrackableRangesComeBackAndTheirNeighboursAreTracked) {
     void* at = reinterpret_cast<void*>(c.a + 4 * kPageSize);
     if (::mmap(at, 4 * kPageSize, PROT_READ, MAP_SHARED | MAP_FIXED, read_only.get(), 0) != at) ::_exit(3);
   }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const auto untrackable = tracker.track({pages_at(base, 8, 4), pages_at(base, 0, 4), pages_at(base, 4, 4)});
@@ -211,7 +216,7 @@ TEST_F(WpTrackerTest, UntrackableRangesComeBackAndTheirNeighboursAreTracked) {
   EXPECT_THAT(all_of(collect(tracker, pages_at(base, 8, 4)), base), ElementsAre(8, 9, 10, 11));
 }
 
-TEST_F(WpTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
+TEST_P(AnyTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
   const Fd file = make_file(16);
   Target target({[&](auto& c) {
                    c.a = map_apart(64);
@@ -226,13 +231,14 @@ TEST_F(WpTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
                    touch(c.a, 20, 2);
                    touch(c.b, 5, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t anon = target.control().a, mapped = target.control().b;
   track(tracker, pages_at(anon, 0, 64));
-  track(tracker, pages_at(mapped, 0, 16));
+  if (tracks_files()) track(tracker, pages_at(mapped, 0, 16));
   collect(tracker, pages_at(anon, 0, 64));
-  collect(tracker, pages_at(mapped, 0, 16));
+  if (tracks_files()) collect(tracker, pages_at(mapped, 0, 16));
   target.run(1);
   const auto written = [](const PageRun& run) { return run.present && run.written && !run.file; };
   const auto absent = [](const PageRun& run) { return !run.present; };
@@ -243,6 +249,7 @@ TEST_F(WpTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
     holes.erase(holes.begin(), holes.begin() + 48);
     holes.insert(holes.begin(), 8);
     EXPECT_EQ(pages_of(a, anon, absent), holes);
+    if (!tracks_files()) continue;
     const PageRuns b = tracker.last_pass(pages_at(mapped, 0, 16)).take();
     EXPECT_THAT(pages_of(b, mapped, written), ElementsAre(5));
     EXPECT_THAT(pages_of(b, mapped, absent), ElementsAre(3));
@@ -250,7 +257,7 @@ TEST_F(WpTrackerTest, TheLastPassTellsWrittenAndAbsentPagesOnly) {
   EXPECT_THAT(all_of(collect(tracker, pages_at(anon, 0, 64)), anon), ElementsAre(9, 20));
 }
 
-TEST_F(WpTrackerTest, TheLastPassKnowsWhatAFailedCollectCleared) {
+TEST_P(AnyTrackerTest, TheLastPassKnowsWhatAFailedCollectCleared) {
   Target target({[](auto& c) {
                    c.a = map_apart(64);
                    for (size_t i = 0; i < 64; i++) touch(c.a, i, 1);
@@ -260,7 +267,8 @@ TEST_F(WpTrackerTest, TheLastPassKnowsWhatAFailedCollectCleared) {
                    map_pages(8, MAP_PRIVATE | MAP_ANONYMOUS, -1, c.a + 32 * kPageSize);
                    touch(c.a, 33, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 64);
@@ -274,7 +282,7 @@ TEST_F(WpTrackerTest, TheLastPassKnowsWhatAFailedCollectCleared) {
   EXPECT_EQ(all_of(survey(tracker, range), base).size(), 57u);
 }
 
-TEST_F(WpTrackerTest, TheLastPassSeesADroppedHugePageAsAbsent) {
+TEST_P(AnyTrackerTest, TheLastPassSeesADroppedHugePageAsAbsent) {
   Target target({[](auto& c) {
                    c.a = map_pages(1536);
                    c.b = (c.a + 2_MiB - 1) & ~(2_MiB - 1);
@@ -282,7 +290,8 @@ TEST_F(WpTrackerTest, TheLastPassSeesADroppedHugePageAsAbsent) {
                    std::memset(reinterpret_cast<void*>(c.b.load()), 1, 2_MiB);
                  },
                  [](auto& c) { ::madvise(reinterpret_cast<void*>(c.b.load()), 2_MiB, MADV_DONTNEED); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().b;
   const AddressRange range = pages_at(base, 0, 512);
@@ -293,6 +302,8 @@ TEST_F(WpTrackerTest, TheLastPassSeesADroppedHugePageAsAbsent) {
   const PageRuns runs = tracker.last_pass(range).take();
   EXPECT_EQ(pages_of(runs, base, [](const PageRun& run) { return !run.present; }), count_up(512));
 }
+
+GODWIT_FOR_BOTH_TRACKERS(AnyTrackerTest);
 
 }  // namespace
 }  // namespace godwit::uffd

@@ -5,6 +5,8 @@
 
 #include "engine/base/kernel_features.h"
 #include "tests/kernel/uffd_target.h"
+#include "uffd/areas.h"
+#include "uffd/sync_tracker.h"
 #include "uffd/wp_tracker.h"
 
 namespace godwit::uffd::test {
@@ -34,37 +36,85 @@ inline PageList count_up(uint64_t n) {
   return pages;
 }
 
-class WpTrackerTest : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!kernel_features().uffd_wp_async) GTEST_SKIP() << "this kernel has no UFFD_FEATURE_WP_ASYNC";
-  }
-  static WpTracker make(Target& target, unsigned threads = 2) {
+enum class Kind : uint8_t { kUffd, kUffdSync };
+
+inline std::string name_of(Kind kind) {
+  return kind == Kind::kUffd ? "Uffd" : "UffdSync";
+}
+
+/// Either tracker on a fresh userfaultfd of the target.
+inline std::unique_ptr<DirtyTracker> make_tracker(Kind kind, Target& target, unsigned threads = 2) {
+  std::unique_ptr<DirtyTracker> made;
+  if (kind == Kind::kUffdSync) {
+    auto tracker = SyncTracker::create(target.pid(), target.make_uffd(), threads);
+    EXPECT_TRUE(tracker.ok()) << (tracker.ok() ? "" : tracker.error().message());
+    made = tracker.take();
+  } else {
     auto tracker = WpTracker::create(target.pid(), target.make_uffd(), threads);
     EXPECT_TRUE(tracker.ok()) << (tracker.ok() ? "" : tracker.error().message());
-    return tracker.take();
+    made = std::make_unique<WpTracker>(tracker.take());
   }
-  static void track(WpTracker& tracker, AddressRange range) {
+  return made;
+}
+
+class TrackerTest : public testing::Test {
+ protected:
+  static void skip_without(Kind kind) {
+    if (kind == Kind::kUffd && !kernel_features().tracks_async())
+      GTEST_SKIP() << "this kernel has no UFFD_FEATURE_WP_ASYNC or no PAGEMAP_SCAN";
+    if (kind == Kind::kUffdSync && !kernel_features().uffd_wp_sync)
+      GTEST_SKIP() << "this kernel has no userfaultfd write-protection that pagemap shows";
+  }
+  static void track(DirtyTracker& tracker, AddressRange range) {
     auto untrackable = tracker.track({range});
     ASSERT_TRUE(untrackable.ok()) << untrackable.error().message();
     ASSERT_THAT(*untrackable, testing::IsEmpty());
   }
-  static PageRuns collect(WpTracker& tracker, AddressRange range) {
+  static PageRuns collect(DirtyTracker& tracker, AddressRange range) {
     auto runs = tracker.collect(range);
     EXPECT_TRUE(runs.ok()) << (runs.ok() ? "" : runs.error().message());
     return runs.ok() ? runs.take() : PageRuns{};
   }
-  static PageRuns survey(WpTracker& tracker, AddressRange range) {
+  static PageRuns survey(DirtyTracker& tracker, AddressRange range) {
     auto runs = tracker.survey(range);
     EXPECT_TRUE(runs.ok()) << (runs.ok() ? "" : runs.error().message());
     return runs.ok() ? runs.take() : PageRuns{};
   }
-  static void expect_retry(WpTracker& tracker, AddressRange range) {
+  static void expect_retry(DirtyTracker& tracker, AddressRange range) {
     const auto runs = tracker.collect(range);
     ASSERT_FALSE(runs.ok());
     EXPECT_EQ(runs.error().kind, ErrorKind::kRetry) << runs.error().message();
   }
 };
+
+/// What holds for the asynchronous tracker.
+class WpTrackerTest : public TrackerTest {
+ protected:
+  void SetUp() override { skip_without(Kind::kUffd); }
+  static WpTracker make(Target& target, unsigned threads = 2) {
+    auto tracker = WpTracker::create(target.pid(), target.make_uffd(), threads);
+    EXPECT_TRUE(tracker.ok()) << (tracker.ok() ? "" : tracker.error().message());
+    return tracker.take();
+  }
+};
+
+/// What holds for both.
+class AnyTrackerTest : public TrackerTest, public testing::WithParamInterface<Kind> {
+ protected:
+  void SetUp() override { skip_without(GetParam()); }
+  static std::unique_ptr<DirtyTracker> make(Target& target, unsigned threads = 2) {
+    return make_tracker(GetParam(), target, threads);
+  }
+  /// Files and shared memory can be tracked.
+  static bool tracks_files() { return GetParam() == Kind::kUffd; }
+};
+inline std::string name_of_param(const testing::TestParamInfo<Kind>& info) {
+  return name_of(info.param);
+}
+#define GODWIT_FOR_BOTH_TRACKERS(suite)                                                           \
+  INSTANTIATE_TEST_SUITE_P(Trackers, suite,                                                       \
+                           testing::Values(uffd::test::Kind::kUffd, uffd::test::Kind::kUffdSync), \
+                           uffd::test::name_of_param)
 
 inline Fd make_file(size_t pages) {
   Fd fd(::open("/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));

@@ -1,4 +1,4 @@
-// What wp_tracker promises of writes and of a layout that changes, held against the running kernel.
+// What both trackers promise of writes and of a layout that changes, held against the running kernel.
 #include <gmock/gmock.h>
 #include <sys/uio.h>
 
@@ -13,7 +13,7 @@ using namespace test;  // NOLINT(google-build-using-namespace): the fixture of t
 using testing::ElementsAre;
 using testing::IsEmpty;
 
-TEST_F(WpTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
+TEST_P(AnyTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
   Target target({[](auto& c) {
                    c.a = map_apart(1024);
                    for (const size_t page : {1, 5, 6, 700}) touch(c.a, page, 1);
@@ -23,7 +23,8 @@ TEST_F(WpTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
                    touch(c.a, 9, 2);
                  },
                  [](auto& c) { c.b = *reinterpret_cast<volatile uint8_t*>(c.a + 800 * kPageSize); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 1024);
@@ -37,13 +38,13 @@ TEST_F(WpTrackerTest, TellsEachWriteOnceAndOnlyPopulatedPages) {
   target.run(2);  // a read of an untouched page maps the shared zero page
   const PageRuns read_only = collect(tracker, range);
   ASSERT_THAT(all_of(read_only, base), ElementsAre(800));
-  EXPECT_TRUE(read_only[0].zero);
+  EXPECT_EQ(read_only[0].zero, GetParam() == Kind::kUffd);  // pagemap does not show it
   EXPECT_THAT(all_of(survey(tracker, range), base), ElementsAre(1, 5, 6, 9, 700, 800));
   track(tracker, range);  // again: stays as it was
   EXPECT_THAT(collect(tracker, range), IsEmpty());
 }
 
-TEST_F(WpTrackerTest, AReplacedMappingIsRetryAndLosesNothing) {
+TEST_P(AnyTrackerTest, AReplacedMappingIsRetryAndLosesNothing) {
   Target target({[](auto& c) {
                    c.a = map_apart(96);
                    for (size_t i = 0; i < 96; i++) touch(c.a, i, 1);
@@ -54,7 +55,8 @@ TEST_F(WpTrackerTest, AReplacedMappingIsRetryAndLosesNothing) {
                    touch(c.a, 40, 2);
                    touch(c.a, 90, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 96);
@@ -69,14 +71,15 @@ TEST_F(WpTrackerTest, AReplacedMappingIsRetryAndLosesNothing) {
   EXPECT_THAT(collect(tracker, range), IsEmpty());
 }
 
-TEST_F(WpTrackerTest, OwedPagesAreToldByWhoeverAsksForThem) {
+TEST_P(AnyTrackerTest, OwedPagesAreToldByWhoeverAsksForThem) {
   Target target({[](auto& c) {
                    c.a = map_apart(64);
                    for (size_t i = 0; i < 64; i++) touch(c.a, i, 1);
                  },
                  [](auto& c) { map_pages(1, MAP_PRIVATE | MAP_ANONYMOUS, -1, c.a + 63 * kPageSize); },
                  [](auto& c) { touch(c.a, 20, 2); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   track(tracker, pages_at(base, 0, 64));
@@ -88,7 +91,7 @@ TEST_F(WpTrackerTest, OwedPagesAreToldByWhoeverAsksForThem) {
   EXPECT_EQ(all_of(collect(tracker, pages_at(base, 8, 55)), base).size(), 55u);
 }
 
-TEST_F(WpTrackerTest, MovedAndGrownMappingsAreSeen) {
+TEST_P(AnyTrackerTest, MovedAndGrownMappingsAreSeen) {
   Target target({[](auto& c) {
                    c.a = map_apart(16);
                    for (size_t i = 0; i < 16; i++) touch(c.a, i, 1);
@@ -100,7 +103,8 @@ TEST_F(WpTrackerTest, MovedAndGrownMappingsAreSeen) {
                                         MREMAP_MAYMOVE | MREMAP_FIXED, to);
                    if (got != to) ::_exit(3);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t old_base = target.control().a, base = target.control().b;
   track(tracker, pages_at(old_base, 0, 16));
@@ -116,7 +120,7 @@ TEST_F(WpTrackerTest, MovedAndGrownMappingsAreSeen) {
 // KERNEL: mremap to a place beside a tracked area joins the two, and then drops the tracking of the whole.
 // The neighbour's marks stay: a page that is written now is both writable and marked, which looks clean for
 // ever.
-TEST_F(WpTrackerTest, MarksThatAJoinedNeighbourKeepsAreSeenThrough) {
+TEST_P(AnyTrackerTest, MarksThatAJoinedNeighbourKeepsAreSeenThrough) {
   Target target({[](auto& c) {
                    c.a = map_apart(32);
                    for (size_t i = 0; i < 16; i++) touch(c.a, i, 1);
@@ -131,7 +135,8 @@ TEST_F(WpTrackerTest, MarksThatAJoinedNeighbourKeepsAreSeenThrough) {
                    touch(c.a, 3, 2);
                  },
                  [](auto& c) { touch(c.a, 3, 3); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange all = pages_at(base, 0, 32);
@@ -154,7 +159,7 @@ TEST_F(WpTrackerTest, MarksThatAJoinedNeighbourKeepsAreSeenThrough) {
   EXPECT_THAT(all_of(collect(tracker, all), base), ElementsAre(3));
 }
 
-TEST_F(WpTrackerTest, AMappingGrownInPlaceStaysTracked) {
+TEST_P(AnyTrackerTest, AMappingGrownInPlaceStaysTracked) {
   Target target({[](auto& c) {
                    c.a = map_apart(64);
                    ::munmap(reinterpret_cast<void*>(c.a + 16 * kPageSize), 48 * kPageSize);
@@ -165,7 +170,8 @@ TEST_F(WpTrackerTest, AMappingGrownInPlaceStaysTracked) {
                    touch(c.a, 2, 2);
                    touch(c.a, 33, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   track(tracker, pages_at(base, 0, 16));
@@ -174,7 +180,7 @@ TEST_F(WpTrackerTest, AMappingGrownInPlaceStaysTracked) {
   EXPECT_THAT(all_of(collect(tracker, pages_at(base, 0, 64)), base), ElementsAre(2, 33));
 }
 
-TEST_F(WpTrackerTest, AGrownHeapIsRetryThenTracked) {
+TEST_P(AnyTrackerTest, AGrownHeapIsRetryThenTracked) {
   Target target({[](auto& c) {
                    c.a = page_ceil(reinterpret_cast<uint64_t>(::sbrk(0)));
                    ::brk(reinterpret_cast<void*>(c.a + 16 * kPageSize));
@@ -185,7 +191,8 @@ TEST_F(WpTrackerTest, AGrownHeapIsRetryThenTracked) {
                    touch(c.a, 3, 2);
                    touch(c.a, 20, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   track(tracker, pages_at(base, 0, 16));
@@ -196,7 +203,7 @@ TEST_F(WpTrackerTest, AGrownHeapIsRetryThenTracked) {
   EXPECT_THAT(all_of(collect(tracker, pages_at(base, 0, 48)), base), ElementsAre(3, 20));
 }
 
-TEST_F(WpTrackerTest, ForkLeavesTheParentTracked) {
+TEST_P(AnyTrackerTest, ForkLeavesTheParentTracked) {
   Target target({[](auto& c) {
                    c.a = map_apart(32);
                    for (size_t i = 0; i < 32; i++) touch(c.a, i, 1);
@@ -212,7 +219,8 @@ TEST_F(WpTrackerTest, ForkLeavesTheParentTracked) {
                    ::waitpid(child, nullptr, 0);
                    touch(c.a, 8, 2);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   track(tracker, pages_at(base, 0, 32));
@@ -221,7 +229,7 @@ TEST_F(WpTrackerTest, ForkLeavesTheParentTracked) {
   EXPECT_THAT(all_of(collect(tracker, pages_at(base, 0, 32)), base), ElementsAre(7, 8));
 }
 
-TEST_F(WpTrackerTest, ChangedProtectionIsNoWrite) {
+TEST_P(AnyTrackerTest, ChangedProtectionIsNoWrite) {
   Target target(
       {[](auto& c) {
          c.a = map_apart(32);
@@ -233,7 +241,8 @@ TEST_F(WpTrackerTest, ChangedProtectionIsNoWrite) {
        },
        [](auto& c) { touch(c.a, 30, 2); },
        [](auto& c) { ::mprotect(reinterpret_cast<void*>(c.a.load()), 32 * kPageSize, PROT_NONE); }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 32);
@@ -248,7 +257,7 @@ TEST_F(WpTrackerTest, ChangedProtectionIsNoWrite) {
   EXPECT_EQ(all_of(survey(tracker, range), base), count_up(32));
 }
 
-TEST_F(WpTrackerTest, KernelWritesAreSeen) {
+TEST_P(AnyTrackerTest, KernelWritesAreSeen) {
   Target target({[](auto& c) {
                    c.a = map_apart(32);
                    for (size_t i = 0; i < 32; i++) touch(c.a, i, 1);
@@ -257,7 +266,8 @@ TEST_F(WpTrackerTest, KernelWritesAreSeen) {
                    const Fd zero(::open("/dev/zero", O_RDONLY));
                    if (::read(zero.get(), reinterpret_cast<void*>(c.a + 5 * kPageSize), 16) != 16) ::_exit(3);
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, 32);
@@ -271,7 +281,7 @@ TEST_F(WpTrackerTest, KernelWritesAreSeen) {
   EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(5, 11));
 }
 
-TEST_F(WpTrackerTest, NoWriteDuringACollectIsLost) {
+TEST_P(AnyTrackerTest, NoWriteDuringACollectIsLost) {
   constexpr size_t kPages = 32768;  // 128 MiB, so that the helper takes part
   Target target({[](auto& c) {
                    c.a = map_pages(kPages);
@@ -290,7 +300,8 @@ TEST_F(WpTrackerTest, NoWriteDuringACollectIsLost) {
                    write(1);
                    other.join();
                  }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, kPages);
@@ -316,12 +327,13 @@ TEST_F(WpTrackerTest, NoWriteDuringACollectIsLost) {
   EXPECT_THAT(collect(tracker, range), IsEmpty());
 }
 
-TEST_F(WpTrackerTest, ADeadTargetIsToldFromAnIdleOne) {
+TEST_P(AnyTrackerTest, ADeadTargetIsToldFromAnIdleOne) {
   Target target({[](auto& c) {
     c.a = map_apart(16);
     touch(c.a, 1, 1);
   }});
-  WpTracker tracker = make(target);
+  const auto owner = make(target);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const AddressRange range = pages_at(target.control().a, 0, 16);
   track(tracker, range);
@@ -331,14 +343,15 @@ TEST_F(WpTrackerTest, ADeadTargetIsToldFromAnIdleOne) {
   EXPECT_EQ(tracker.track({range}).error().kind, ErrorKind::kTargetGone);
 }
 
-TEST_F(WpTrackerTest, AFragmentedScanIsTheSameInPartsAndInOne) {
+TEST_P(AnyTrackerTest, AFragmentedScanIsTheSameInPartsAndInOne) {
   constexpr size_t kPages = 65536;
   Target target({[](auto& c) {
     c.a = map_pages(kPages);
     ::madvise(reinterpret_cast<void*>(c.a.load()), kPages * kPageSize, MADV_NOHUGEPAGE);
     for (size_t i = 0; i < kPages; i += 2) touch(c.a, i, 1);
   }});
-  WpTracker tracker = make(target, 2);
+  const auto owner = make(target, 2);
+  DirtyTracker& tracker = *owner;
   target.run(0);
   const uint64_t base = target.control().a;
   const AddressRange range = pages_at(base, 0, kPages);
@@ -353,7 +366,7 @@ TEST_F(WpTrackerTest, AFragmentedScanIsTheSameInPartsAndInOne) {
   EXPECT_THAT(collect(tracker, range), IsEmpty());
 }
 
-TEST_F(WpTrackerTest, ReleasingLeavesTheTargetAsItWas) {
+TEST_P(AnyTrackerTest, ReleasingLeavesTheTargetAsItWas) {
   Target target({[](auto& c) {
                    c.a = map_apart(32);
                    for (size_t i = 0; i < 32; i++) touch(c.a, i, 1);
@@ -362,7 +375,8 @@ TEST_F(WpTrackerTest, ReleasingLeavesTheTargetAsItWas) {
                    for (size_t i = 0; i < 32; i++) touch(c.a, i, 2);
                  }});
   const uint64_t base = [&] {
-    WpTracker tracker = make(target);
+    const auto owner = make(target);
+    DirtyTracker& tracker = *owner;
     target.run(0);
     track(tracker, pages_at(target.control().a, 0, 32));
     collect(tracker, pages_at(target.control().a, 0, 32));
@@ -371,7 +385,8 @@ TEST_F(WpTrackerTest, ReleasingLeavesTheTargetAsItWas) {
   }();
   target.run(1);
   EXPECT_EQ(target.read(pages_at(base, 31, 1))[0], std::byte{2});
-  WpTracker again = make(target);  // a second engine may come
+  const auto again_owner = make(target);
+  DirtyTracker& again = *again_owner;  // a second engine may come
   track(again, pages_at(base, 0, 32));
   EXPECT_EQ(all_of(collect(again, pages_at(base, 0, 32)), base), count_up(32));
 }
@@ -390,6 +405,8 @@ TEST(MergeRuns, NewerWinsAndGapsAreFilled) {
   EXPECT_THAT(merge_runs({run(0, 9, true)}, {run(3, 4, false)}), ElementsAre(run(0, 9, true)));
   EXPECT_THAT(merge_runs({}, {run(3, 4, false)}), ElementsAre(run(3, 4, false)));
 }
+
+GODWIT_FOR_BOTH_TRACKERS(AnyTrackerTest);
 
 }  // namespace
 }  // namespace godwit::uffd

@@ -3,6 +3,7 @@
 #include "program.h"
 
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/time.h>
 
@@ -102,6 +103,45 @@ static const char* pending_check(int round) {
          "SIGUSR2 with code %d", info.si_code);
   EXPECT(sigtimedwait(&pending_set, &info, &none) == -1, "a signal too many");
   pending_queue(round);
+  return NULL;
+}
+
+// ---- pending for another thread, as pthread_kill and the preemption of Go leave them
+#define kOthers (SIGRTMIN + 11)
+static sem_t others_turn, others_done;
+static siginfo_t others_got;
+static pthread_t other;
+static void* other_main(void* nothing) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, kOthers);
+  for (;;) {
+    while (sem_wait(&others_turn)) {
+    }
+    const struct timespec none = {0, 0};
+    memset(&others_got, 0, sizeof others_got);
+    // glibc's sigtimedwait() calls SI_TKILL SI_USER.
+    if (syscall(SYS_rt_sigtimedwait, &set, &others_got, &none, 8) != kOthers) others_got.si_signo = -1;
+    sem_post(&others_done);
+  }
+  return nothing;
+}
+static void others_prepare(void) {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_BLOCK, &all, &before);  // it inherits that: what the other cases get is not for it
+  MUST(!sem_init(&others_turn, 0, 0) && !sem_init(&others_done, 0, 0));
+  MUST(!pthread_create(&other, NULL, other_main, NULL) && !pthread_kill(other, kOthers));
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+static const char* others_check(int round) {
+  (void)round;
+  sem_post(&others_turn);
+  while (sem_wait(&others_done)) {
+  }
+  EXPECT(others_got.si_signo == kOthers && others_got.si_code == SI_TKILL && others_got.si_pid == getpid(),
+         "signal %d, code %d from %d", others_got.si_signo, others_got.si_code, others_got.si_pid);
+  MUST(!pthread_kill(other, kOthers));
   return NULL;
 }
 
@@ -250,6 +290,7 @@ static const char* clock_check(int round) {
 int main(int argc, char** argv) {
   static const Case cases[] = {{"handlers", handlers_prepare, handlers_check, false},
                                {"pending", pending_prepare, pending_check, false},
+                               {"others", others_prepare, others_check, false},
                                {"itimers", itimers_prepare, itimers_check, false},
                                {"timers", timers_prepare, timers_check, false},
                                {"clock", clock_prepare, clock_check, false},

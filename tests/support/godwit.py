@@ -31,6 +31,14 @@ def engine():
     return os.environ.get("GODWIT", str(BUILD / "cli" / "godwit"))
 
 
+def with_tracker(verb, words):
+    """GODWIT_TRACKER: the tracker of every migration, checkpoint and measurement that names none itself."""
+    chosen = os.environ.get("GODWIT_TRACKER")
+    if not chosen or verb not in ("migrate", "checkpoint", "dirty-rate") or "--tracker" in words:
+        return words
+    return (*words, "--tracker", chosen)
+
+
 def program(name):
     return str(BUILD / "tests" / "programs" / name)
 
@@ -84,7 +92,7 @@ class Engine:
 
     def __init__(self, host, verb, *words, env=None, json_events=True):
         self.errors = tempfile.TemporaryFile()
-        argv = [engine(), verb, *map(str, words)] + (["--json"] if json_events else [])
+        argv = [engine(), verb, *map(str, with_tracker(verb, words))] + (["--json"] if json_events else [])
         self.process = host.popen(argv, stdout=subprocess.PIPE, stderr=self.errors, env=environment(env))
         self.argv, self.host, self.events = argv, host, Events(self.process)
 
