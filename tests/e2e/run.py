@@ -273,9 +273,7 @@ def main(words):
         plan_compressed(plan)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
-        # Only by name: about one move in a hundred shows a fault that is known and open (docs/process-support.md).
-        if any("torture" in word for word in words):
-            plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))
+        plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))
     finally:
         plan.close()
     if not words or any(word in "library installed" for word in words):

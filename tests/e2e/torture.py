@@ -18,6 +18,7 @@ from godwit import Failure, Hosts, Program, await_empty, stand, sweep  # noqa: E
 CACHES = ("0", "64M", "256k")
 CHANNELS = (1, 2, 4)
 MOVES_A_SEED = 2
+REFUSALS = 5
 
 
 def variant(seed):
@@ -35,10 +36,22 @@ def report_of(moved):
         return ""
 
 
+def patiently(moved, move):
+    """What the program does to its files, or a child of a moment, may refuse a move: it runs on, and a later one is not."""
+    for _ in range(REFUSALS):
+        try:
+            return move()
+        except Failure as failure:
+            if '"kind": "refused"' not in str(failure):
+                raise
+            moved.check()
+    return move()
+
+
 def move_and_look(moved, a, b, moves, downtimes, cache, channels, link):
     for number in range(moves):
         here, there = (a, b) if number % 2 == 0 else (b, a)
-        completed = moved.move_to(there, "--cache", cache, "--channels", channels, "--verify", *link)
+        completed = patiently(moved, lambda: moved.move_to(there, "--cache", cache, "--channels", channels, "--verify", *link))
         downtimes.append(completed["downtime_ms"])
         moved.check()
         await_empty(here)
