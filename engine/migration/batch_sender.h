@@ -36,7 +36,7 @@ class BatchSender {
  public:
   /// Borrows `writer`.
   BatchSender(wire::RecordWriter& writer, Compression wanted, PeerIsBehind peer_is_behind)
-      : writer_(writer), policy_(wanted), peer_is_behind_(std::move(peer_is_behind)) {}
+      : writer_(writer), policy_(wanted, !peer_is_behind), peer_is_behind_(std::move(peer_is_behind)) {}
   BatchSender(const BatchSender&) = delete;
   BatchSender& operator=(const BatchSender&) = delete;
 

@@ -51,7 +51,9 @@ double pace(const PackingCosts& costs, const PackingCosts::Method& method, Packi
 
 class PackingPolicy {
  public:
-  explicit PackingPolicy(Compression wanted) : wanted_(wanted) {}
+  /// `into_file`: a stream that keeps the processor busy is slow, too.
+  explicit PackingPolicy(Compression wanted, bool into_file = false)
+      : wanted_(wanted), into_file_(into_file) {}
 
   /// How to pack the next batch that holds whole pages.
   [[nodiscard]] wire::Packing next(PackingGoal goal) const;
@@ -103,6 +105,7 @@ class PackingPolicy {
   void choose_sample();
 
   Compression wanted_;
+  bool into_file_;
   wire::Packing current_ = wire::Packing::kNone;
   wire::Packing sample_ = wire::Packing::kNone;  ///< to be tried on one batch
   std::optional<Trial> trial_;

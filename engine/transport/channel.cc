@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "engine/base/units.h"
-#include "engine/transport/tcp_window.h"
+#include "engine/transport/send_times.h"
 
 namespace godwit::transport {
 
@@ -87,9 +87,15 @@ Result<size_t> Channel::receive(std::span<std::byte> into, int flags) {
 /// KERNEL: the window grows with what the peer reads in a round trip, up to its largest buffer. Measured: a
 /// peer that is slower than its link offers a quarter of what it had offered before, any other all of it.
 bool Channel::is_peer_behind() {
-  const uint64_t window = peer_window(socket_.get()).value_or(0);
-  widest_window_ = std::max(widest_window_, window);
-  return window < widest_window_ / 2;
+  constexpr Nanos kEnough = std::chrono::milliseconds(40);  // some ticks of the kernel's timer
+  const SendTimes now = send_times(socket_.get()).value_or(SendTimes{});
+  widest_window_ = std::max(widest_window_, now.peer_window);
+  const Nanos busy = now.busy - counted_.busy;
+  if (busy >= kEnough) {
+    window_was_full_ = 2 * (now.limited_by_peer - counted_.limited_by_peer) > busy;
+    counted_ = now;
+  }
+  return window_was_full_ || now.peer_window < widest_window_ / 2;
 }
 
 Status Channel::shutdown_write() {

@@ -12,6 +12,7 @@
 #include "engine/model/record_stream.h"
 #include "engine/transport/rate_limiter.h"
 #include "engine/transport/send_queue.h"
+#include "engine/transport/send_times.h"
 #include "engine/transport/socket.h"
 
 namespace godwit::transport {
@@ -70,8 +71,10 @@ class Channel final : public ByteSink, public ByteSource {
   std::atomic<bool> stop_{false};
   std::shared_ptr<RateLimiter> limiter_;
   SendQueue sender_;
-  uint64_t widest_window_ = 0;  ///< that the peer ever offered
-  Mapping ahead_;               ///< bytes received before they were asked for
+  uint64_t widest_window_ = 0;    ///< that the peer ever offered
+  SendTimes counted_;             ///< up to here
+  bool window_was_full_ = false;  ///< for the larger part of the time that was counted last
+  Mapping ahead_;                 ///< bytes received before they were asked for
   size_t ahead_begin_ = 0;
   size_t ahead_end_ = 0;
   std::atomic<uint64_t> received_{0};

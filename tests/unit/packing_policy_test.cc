@@ -23,6 +23,8 @@ struct Method {
   double ratio;
 };
 
+constexpr double kSocketBuffer = 4 * 1048576.0;
+
 struct World {
   const char* name;
   double link;  ///< bytes a second
@@ -30,7 +32,8 @@ struct World {
   double produce = 2.5e9;  ///< bytes a second: reading the memory
   double peer = 2e9;       ///< plain bytes a second that it installs
   double copy = 3e9;       ///< into the socket's buffer
-  double buffer = 4 * 1048576.0;
+  double buffer = kSocketBuffer;
+  bool file = false;
 };
 
 /// One channel of that world: a queue of bytes that a link, then a peer, empties.
@@ -93,7 +96,7 @@ struct Outcome {
 /// `change` may turn the world into another at any batch.
 Outcome run(const World& world, size_t batches, const std::function<void(size_t, World&)>& change = {}) {
   Channel channel(world);
-  PackingPolicy policy(Compression::kAuto);
+  PackingPolicy policy(Compression::kAuto, world.file);
   Outcome result;
   for (size_t i = 0; i < batches; ++i) {
     if (change) change(i, channel.world());
@@ -123,8 +126,8 @@ const World kWorlds[] = {
     {"100 Mbit/s, text", 12e6, kText4, kTextZ},
     {"100 Mbit/s, noise", 12e6, kNoise4, kNoiseZ},
     {"1 Gbit/s, a slow processor", 118e6, {90e6, 0.4}, {50e6, 0.25}, 300e6},
-    {"a disk that works in our time, text", 5e9, kText4, kTextZ, 2.5e9, 5e9, 150e6},
-    {"a disk that works in our time, noise", 5e9, kNoise4, kNoiseZ, 2.5e9, 5e9, 150e6},
+    {"a disk that works in our time, text", 5e9, kText4, kTextZ, 2.5e9, 5e9, 150e6, kSocketBuffer, true},
+    {"a disk that works in our time, noise", 5e9, kNoise4, kNoiseZ, 2.5e9, 5e9, 150e6, kSocketBuffer, true},
     {"a slow peer", 5e9, kText4, kTextZ, 2.5e9, 250e6},
     {"a slow peer at 10 Gbit/s, sparse", 1.18e9, kSparse4, kSparseZ, 2.5e9, 250e6},
 };
