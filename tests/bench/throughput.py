@@ -38,12 +38,11 @@ def raw_tcp(hosts, mib, *keep):
 
 
 def precopy(hosts, mib, channels, prepare):
-    """GB/s of the first round: every page of a program that holds that much and runs on meanwhile. Not compressible: each
-    cache line of it differs."""
+    """GB/s of the first round: every page of a program that holds that much and runs on meanwhile. Whole pages."""
     a, b = hosts["A"], hosts["B"]
     with Program(a, "heartbeat", [str(mib), "0"]) as moved:
         prepare(mib)
-        completed, _ = move(a, b, moved.pid, "--channels", str(channels))
+        completed, _ = move(a, b, moved.pid, "--channels", str(channels), "--compress", "none")
         moved.host = b
         moved.check()
     first = completed["rounds"][0]
