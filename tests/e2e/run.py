@@ -40,6 +40,14 @@ def there_and_back(a, b, name, words, more=()):
             await_empty(a if destination is b else b)
 
 
+def restore(host, image, moved):
+    with Engine(host, "restore", image.name) as engine:
+        if engine.finish() != 0 or engine.crashed():
+            raise Failure(engine.said())
+    moved.host = host
+    moved.check()
+
+
 def checkpoint(a, _, name, words):
     """Into a file, and from it into a pid namespace in which nothing ran before."""
     fresh = Host("fresh", first_pid=0)
@@ -50,11 +58,7 @@ def checkpoint(a, _, name, words):
                 if engine.finish() != 0 or engine.crashed():
                     raise Failure(engine.said())
             await_empty(a)
-            with Engine(fresh, "restore", image.name) as engine:
-                if engine.finish() != 0 or engine.crashed():
-                    raise Failure(engine.said())
-            moved.host = fresh
-            moved.check()
+            restore(fresh, image, moved)
     finally:
         image.close()
         fresh.close()
@@ -122,11 +126,7 @@ def compressed_image(a, _, compress):
                 lines = [event.get("text", "") for event in engine.events.seen]
             if not any(" packed " in line and f": {compress} of pages " in line and "process 0" in line for line in lines):
                 raise Failure(f"inspect tells of no packed record: {[line[:80] for line in lines]}")
-            with Engine(fresh, "restore", image.name) as engine:
-                if engine.finish() != 0 or engine.crashed():
-                    raise Failure(engine.said())
-            moved.host = fresh
-            moved.check()
+            restore(fresh, image, moved)
     finally:
         fresh.close()
 
