@@ -60,14 +60,20 @@ int run_mover(int text_fd, const std::string& mode) {
   return 0;
 }
 
+/// KERNEL: the route to an IPv6 address of our own comes a moment after the address.
+void add_more_addresses(const test::NetworkHost& host) {
+  (void)host.run(
+      "ip addr add fd77::100/64 dev eth0 nodad && ip addr add 10.77.0.150/24 dev eth0 label eth0:x && "
+      "until ip -6 route show table local | grep -q 'fd77::100 '; do sleep 0.01; done");
+}
+
 class AddressUndoing : public AddressTest {
  protected:
   void SetUp() override {
     AddressTest::SetUp();
     if (IsSkipped()) return;
     start_service("10.77.0.100/24@eth0");
-    (void)host(0).run(
-        "ip addr add fd77::100/64 dev eth0 nodad && ip addr add 10.77.0.150/24 dev eth0 label eth0:x");
+    add_more_addresses(host(0));
     before_ = look_of(host(0));
   }
   void expect_as_before(const std::string& when) { EXPECT_EQ(look_of(host(0)), before_) << when; }
@@ -171,9 +177,8 @@ TEST_F(AddressUndoing, DepartAfterAKillCompletesTheMove) {
   (void)host(0).run("ip addr del fd77::100/64 dev eth0 && ip addr del 10.77.0.100/24 dev eth0");
   const std::string gone = look_of(host(0));
   for (const char* fault : {"address.handover@2", "address.commit", "address.finish"}) {
-    (void)host(0).run(
-        "ip addr del 10.77.0.150/24 dev eth0 && ip addr add 10.77.0.100/24 dev eth0 && "
-        "ip addr add fd77::100/64 dev eth0 nodad && ip addr add 10.77.0.150/24 dev eth0 label eth0:x");
+    (void)host(0).run("ip addr del 10.77.0.150/24 dev eth0 && ip addr add 10.77.0.100/24 dev eth0");
+    add_more_addresses(host(0));
     Result<AddressUndo> what = AddressUndo::from_text(kill_mover(fault, "complete", -1));
     ASSERT_OK(what);
     const test::AsHost inside(host(0).network.get());
