@@ -14,7 +14,6 @@
 namespace godwit::cli {
 namespace {
 
-using migration::JobRequest;
 using nlohmann::ordered_json;
 
 void print_for_people(const ordered_json& s) {
@@ -57,8 +56,8 @@ Status try_status(const Arguments& arguments) {
   return {};
 }
 
-int simple(const Arguments& arguments, JobRequest request) {
-  return Events(arguments.json).finish(migration::request_of_job(arguments.pid, request), "");
+int simple(const Arguments& arguments, Status (*wish)(pid_t)) {
+  return Events(arguments.json).finish(wish(arguments.pid), "");
 }
 
 Status try_set(const Arguments& arguments) {
@@ -76,16 +75,16 @@ int set(const Arguments& arguments) {
 }
 
 int cancel(const Arguments& arguments) {
-  return simple(arguments, JobRequest::kCancel);
+  return simple(arguments, migration::cancel_job);
 }
 int pause(const Arguments& arguments) {
-  return simple(arguments, JobRequest::kPause);
+  return simple(arguments, migration::pause_job);
 }
 int resume(const Arguments& arguments) {
-  return simple(arguments, JobRequest::kResume);
+  return simple(arguments, migration::resume_job);
 }
 int freeze_now(const Arguments& arguments) {
-  return simple(arguments, JobRequest::kFreezeNow);
+  return simple(arguments, migration::freeze_job_now);
 }
 
 }  // namespace godwit::cli

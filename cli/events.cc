@@ -5,8 +5,10 @@
 
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "cli/exit_code.h"
+#include "cli/milliseconds.h"
 
 namespace godwit::cli {
 namespace {
@@ -18,18 +20,15 @@ void print_json(const ordered_json& object) {
   std::fflush(stdout);
 }
 
-double to_ms(Nanos t) {
-  return static_cast<double>(t.count()) / 1e6;
-}
-
 ordered_json to_json(const state::Finding& f) {
   return {{"event", "finding"}, {"room", f.room},     {"subject", f.subject}, {"what", f.what},
           {"why", f.why},       {"remedy", f.remedy}, {"fatal", f.fatal}};
 }
 
-ordered_json to_json(const migration::Downtime& d) {
-  return {{"freeze", to_micros(d.freeze)}, {"scan", to_micros(d.scan)},     {"pages", to_micros(d.pages)},
-          {"state", to_micros(d.state)},   {"commit", to_micros(d.commit)}, {"resume", to_micros(d.resume)}};
+ordered_json to_json(const migration::Downtime& downtime) {
+  ordered_json parts;
+  for (const auto& part : downtime.parts()) parts[part.name] = to_micros(part.time);
+  return parts;
 }
 
 ordered_json to_json(const migration::RoundStats& r) {
@@ -127,11 +126,11 @@ void Events::completed(const migration::Report& r) const {
     if (::isatty(STDERR_FILENO) != 0) fmt::print(stderr, "\n");
     fmt::print("pid {} moved in {:.1f} ms over {} rounds, {} pages, {} bytes on the wire\n", r.pid,
                to_ms(r.total), r.rounds.size(), r.pages.sent, r.wire_bytes);
-    fmt::print(
-        "downtime {:.2f} ms: freeze {:.2f}, scan {:.2f}, pages {:.2f}, state {:.2f}, commit {:.2f}, resume "
-        "{:.2f}\n",
-        to_ms(d.total()), to_ms(d.freeze), to_ms(d.scan), to_ms(d.pages), to_ms(d.state), to_ms(d.commit),
-        to_ms(d.resume));
+    fmt::print("downtime {:.2f} ms:", to_ms(d.total()));
+    const char* separator = " ";
+    for (const auto& part : d.parts())
+      fmt::print("{}{} {:.2f}", std::exchange(separator, ", "), part.name, to_ms(part.time));
+    fmt::print("\n");
     if (r.packed.bytes > 0)
       fmt::print("{} pages packed to {:.0f} %, {} batches by lz4, {} by zstd\n", r.packed.pages,
                  100 * static_cast<double>(r.packed.wire) / static_cast<double>(r.packed.bytes), r.packed.lz4,

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cli/milliseconds.h"
+
 namespace godwit::cli {
 namespace {
 
@@ -22,9 +24,6 @@ struct Part {
   double value;
 };
 
-double to_ms(Nanos t) {
-  return to_seconds(t) * 1e3;
-}
 double megabytes(uint64_t pages) {
   return static_cast<double>(pages * kPageSize) / 1e6;
 }
@@ -36,10 +35,12 @@ std::vector<Part> parts_of(const PageCounts& counts) {
           {"unchanged", "#54a24b", megabytes(counts.unchanged)}};
 }
 
-std::vector<Part> parts_of(const migration::Downtime& d) {
-  return {{"freeze", "#e45756", to_ms(d.freeze)}, {"scan", "#f58518", to_ms(d.scan)},
-          {"pages", "#4c78a8", to_ms(d.pages)},   {"state", "#54a24b", to_ms(d.state)},
-          {"commit", "#b279a2", to_ms(d.commit)}, {"resume", "#9d755d", to_ms(d.resume)}};
+std::vector<Part> parts_of(const migration::Downtime& downtime) {
+  constexpr const char* kColours[] = {"#e45756", "#f58518", "#4c78a8", "#54a24b", "#b279a2", "#9d755d"};
+  std::vector<Part> parts;
+  for (const auto& [name, time] : downtime.parts())
+    parts.push_back({name, kColours[parts.size()], to_ms(time)});
+  return parts;
 }
 
 double sum(const std::vector<Part>& parts) {

@@ -120,11 +120,8 @@ Policy drawn(Policy policy) {
 }
 
 void draw(const migration::Downtime& downtime) {
-  const std::pair<const char*, Nanos> parts[] = {{"freeze", downtime.freeze}, {"scan", downtime.scan},
-                                                 {"pages", downtime.pages},   {"state", downtime.state},
-                                                 {"commit", downtime.commit}, {"resume", downtime.resume}};
   fmt::print("downtime {:.2f} ms\n", to_seconds(downtime.total()) * 1e3);
-  for (const auto& [name, time] : parts)
+  for (const auto& [name, time] : downtime.parts())
     fmt::print("  {:<7} {:>7.2f} ms |{:<40}|\n", name, to_seconds(time) * 1e3,
                bar(to_seconds(time) / to_seconds(downtime.total()), 40));
 }

@@ -9,10 +9,6 @@ namespace {
 
 using wire::Packing;
 
-/// On a link below this, remembering each page of the bulk round (a copy, and a fault for fresh memory: about
-/// 1 GB/s) costs no time, and the second send of a page is a delta.
-constexpr double kSlowLink = 600e6;
-
 /// Deltas are short already, and a table of zero pages is nothing: batches of mostly whole pages are packed.
 bool is_packable(const wire::PageBatchWriter& batch) {
   return batch.raw_bytes() >= 2 * kPageSize && batch.raw_bytes() >= batch.record_bytes() / 2;
@@ -82,9 +78,11 @@ Result<size_t> BatchSender::write(wire::PageBatchWriter& batch) {
   const Nanos took = mark_ - sending.since();
   cost.waited = sending.waited(took);
   cost.copy = took - cost.waited;
-  cost.peer_is_behind = peer_is_behind_ && peer_is_behind_();
   rate_.add(cost.sent, took);
-  if (packable && goal_ == PackingGoal::kThroughput) policy_.note(cost);
+  if (packable && goal_ == PackingGoal::kThroughput) {
+    cost.peer_is_behind = peer_is_behind_ && peer_is_behind_();
+    policy_.note(cost);
+  }
   return cost.sent;
 }
 

@@ -10,20 +10,9 @@ Result<std::string> ask(pid_t job, const Request& request) {
   return parse_answer(TRY(ask_job(job_path(job), encode(request))));
 }
 
-Wish wish_of(JobRequest request) {
-  switch (request) {
-    case JobRequest::kCancel:
-      return Wish::kCancel;
-    case JobRequest::kPause:
-      return Wish::kPause;
-    case JobRequest::kResume:
-      return Wish::kResume;
-    case JobRequest::kFreezeNow:
-      return Wish::kFreezeNow;
-    case JobRequest::kInvalid:
-      break;
-  }
-  return Wish::kInvalid;
+Status tell(pid_t job, const Request& request) {
+  TRY(ask(job, request));
+  return {};
 }
 
 }  // namespace
@@ -32,14 +21,24 @@ Result<std::string> job_status(pid_t job) {
   return ask(job, {Wish::kStatus, {}});
 }
 
-Status request_of_job(pid_t job, JobRequest request) {
-  TRY(ask(job, {wish_of(request), {}}));
-  return {};
+Status cancel_job(pid_t job) {
+  return tell(job, {Wish::kCancel, {}});
+}
+
+Status pause_job(pid_t job) {
+  return tell(job, {Wish::kPause, {}});
+}
+
+Status resume_job(pid_t job) {
+  return tell(job, {Wish::kResume, {}});
+}
+
+Status freeze_job_now(pid_t job) {
+  return tell(job, {Wish::kFreezeNow, {}});
 }
 
 Status change_job(pid_t job, const Changes& changes) {
-  TRY(ask(job, {Wish::kSet, changes}));
-  return {};
+  return tell(job, {Wish::kSet, changes});
 }
 
 }  // namespace godwit::migration

@@ -28,15 +28,15 @@ struct Changes {
 
 Limits changed_by(Limits limits, const Changes& changes);
 
-/// What a job can be asked for beside its status and a change of its limits.
-enum class JobRequest : uint8_t { kInvalid = 0, kCancel, kPause, kResume, kFreezeNow };
-
 /// The jobs of this host: pids that are being migrated. Errors: System.
 Result<std::vector<pid_t>> list_jobs();
 /// A JSON object, as docs/control.md describes it. Errors of this and the others: Refused when there is no
 /// such job, or it is past the point where this can be asked; Denied, Timeout.
 Result<std::string> job_status(pid_t job);
-Status request_of_job(pid_t job, JobRequest request);
+Status cancel_job(pid_t job);
+Status pause_job(pid_t job);
+Status resume_job(pid_t job);
+Status freeze_job_now(pid_t job);
 Status change_job(pid_t job, const Changes& changes);
 
 }  // namespace godwit::migration

@@ -18,8 +18,6 @@ constexpr double kSaturated = 0.5;
 /// Seconds a byte. A disk whose driver takes the processor for longer than this, in our time, is slow; LZ4
 /// packs at about this speed. Not a socket: there it is the copies, which a busy host makes slower.
 constexpr double kSlowCopy = 1.6e-9;
-/// Seconds a byte: 600 MB/s, above which LZ4 on one thread has nothing to give for ordinary memory.
-constexpr double kFastLink = 1 / 600e6;
 /// A forecast must promise so much for a trial; it costs a window.
 constexpr double kPromise = 1.15;
 /// The trial must have given so much. At less, the processors have better to do, on both hosts.
@@ -234,7 +232,7 @@ void PackingPolicy::refuse(wire::Packing packing) {
 /// Only a stream that keeps us waiting, or busy, is worth the time of a sample.
 void PackingPolicy::choose_sample() {
   sample_ = Packing::kNone;
-  if (costs_.link < kFastLink && !(into_file_ && costs_.copy >= kSlowCopy)) return;
+  if (link_bytes_per_second() > kSlowLink && !(into_file_ && costs_.copy >= kSlowCopy)) return;
   for (const Packing packing : kPackings) {
     const Method& method = of(packing);
     if (packing == current_ || method.refused > 0 || (method.known && method.age <= kStale)) continue;

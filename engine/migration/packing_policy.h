@@ -20,6 +20,10 @@
 
 namespace godwit::migration {
 
+/// Bytes a second. Above, LZ4 on one thread has nothing to give for ordinary memory; below, remembering each
+/// page of the bulk round (a copy, and a fault for fresh memory: about 1 GB/s) costs no time either.
+constexpr double kSlowLink = 600e6;
+
 /// What is to be short: the whole round, in which the link works while we do; or the time until the last byte
 /// of a few has arrived (the freeze), in which nothing overlaps.
 enum class PackingGoal : uint8_t { kInvalid = 0, kThroughput, kLatency };

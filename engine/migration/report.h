@@ -1,6 +1,7 @@
 // What a migration measured: filled by the source, printed by the CLI. docs/performance.md defines each part.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -23,6 +24,19 @@ struct Downtime {
                    ///< COMMIT
   Nanos resume{};  ///< until the peer says that it runs
 
+  struct Part {
+    const char* name;
+    Nanos time;
+  };
+  /// In the order in which they begin.
+  [[nodiscard]] std::array<Part, 6> parts() const {
+    return {{{"freeze", freeze},
+             {"scan", scan},
+             {"pages", pages},
+             {"state", state},
+             {"commit", commit},
+             {"resume", resume}}};
+  }
   [[nodiscard]] Nanos total() const { return freeze + scan + pages + state + commit + resume; }
 };
 

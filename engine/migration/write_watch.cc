@@ -35,9 +35,9 @@ Status refuse_userfaultfd(const tracee::Process& process) {
 }  // namespace
 
 struct WriteWatch::Parts {
-  Parts(Guardian of, tracee::Process watched, TrackerKind chosen, const std::atomic<bool>* cancelled)
+  Parts(Guardian of, tracee::Process target, TrackerKind chosen, const std::atomic<bool>* cancelled)
       : guardian(std::move(of)),
-        process(std::move(watched)),
+        process(std::move(target)),
         kind(chosen),
         control(process.pid(), Limits{}, std::nullopt, cancelled),
         interrupted(InterruptedCalls::create(process)) {}
@@ -58,7 +58,7 @@ struct WriteWatch::Parts {
   InterruptedCalls interrupted;
   std::unique_ptr<DirtyTracker> tracker;
   Layout layout;
-  std::vector<AddressRange> untrackable;
+  Layout watched;  ///< of it, what the tracker sees
   bool again = false;
   Nanos last{};
 };
@@ -77,7 +77,11 @@ Status WriteWatch::Parts::follow() {
   for (const Vma& vma : layout) {
     if (counted(vma)) areas.push_back(vma.range);
   }
-  untrackable = TRY(tracker->track(areas));
+  const auto untrackable = TRY(tracker->track(areas));
+  watched = layout;
+  std::erase_if(watched, [&](const Vma& vma) {
+    return !counted(vma) || std::find(untrackable.begin(), untrackable.end(), vma.range) != untrackable.end();
+  });
   again = false;
   return still->finish();
 }
@@ -122,11 +126,7 @@ Result<WrittenPages> WriteWatch::written() {
   TRY(parts_->follow());
   WrittenPages written;
   const Nanos now = monotonic_now();
-  for (const Vma& vma : parts_->layout) {
-    const auto& untrackable = parts_->untrackable;
-    const bool left_out = std::find(untrackable.begin(), untrackable.end(), vma.range) != untrackable.end();
-    if (counted(vma) && !left_out) TRY(parts_->collect(vma, written));
-  }
+  for (const Vma& vma : parts_->watched) TRY(parts_->collect(vma, written));
   written.interval = now - parts_->last;
   parts_->last = now;
   return written;
