@@ -71,9 +71,8 @@ size_t write_plain(const DiffMask& mask, DiffCount, std::span<const std::byte> p
 #define GODWIT_VBMI2 gnu::target("avx512f,avx512bw,avx512vl,avx512vbmi2,bmi,bmi2,popcnt")
 
 constexpr size_t kVector = 64;
-constexpr size_t kStep = kVector / 2;  // bytes of page that become one vector
-constexpr size_t kManyRuns = 32;       // from here on the vectors are faster
-constexpr size_t kLongLength = 0x80;   // needs two bytes
+constexpr size_t kManyRuns = 32;      // from here on the vectors are faster
+constexpr size_t kLongLength = 0x80;  // needs two bytes
 constexpr uint64_t kEven = 0x5555555555555555;
 
 // The edges of all runs behind a 0, and the lengths between: of equal bytes, of changed ones, of equal
@@ -134,35 +133,39 @@ size_t next_long_pair(const Lengths& all, size_t from) {
   return all.count / 2;
 }
 
-// Bits `from` to `from` + 63 of the mask; those at `end` and behind it are 0.
-uint64_t bits_from(const DiffMask& mask, size_t from, size_t end) {
-  const size_t word = from / 64, shift = from % 64;
-  uint64_t bits = mask.words[word] >> shift;
-  if (shift != 0 && from + 64 - shift < end) bits |= mask.words[word + 1] << (64 - shift);
-  return end - from < 64 ? bits & ~(~uint64_t{0} << (end - from)) : bits;
-}
+// What a stretch of pairs writes to, and the lengths it takes.
+struct Merger {
+  std::byte* out;
+  const uint8_t* length;
 
-// The pairs [first, last), whose lengths are all short and of which the first has equal bytes in front. Every
-// byte of the page has two lanes. A changed byte stands in its first lane; the last equal byte before a run
-// gives both to the two lengths of the run. The lanes in use, packed, are the delta.
-[[GODWIT_VBMI2]] size_t merge_short(const DiffMask& mask, const Lengths& all, size_t first, size_t last,
-                                    const std::byte* page, std::byte* out) {
-  const std::byte* const begin = out;
-  const uint8_t* length = all.bytes.data() + 2 * first;
-  const size_t end = all.edges[2 * last];
-  for (size_t at = all.edges[2 * first + 1] - size_t{1}; at < end; at += kStep) {
-    const uint64_t bits = bits_from(mask, at, end);
-    const auto changed = static_cast<uint32_t>(bits);
-    const uint32_t before_run = ~changed & static_cast<uint32_t>(bits >> 1);
-    const uint64_t bytes_lanes = _pdep_u64(changed, kEven);
+  // 32 bytes of page. Every byte has two lanes: a changed one stands in its first, and the last equal byte
+  // before a run gives both to the two lengths of that run. The lanes in use, packed, are the delta.
+  [[GODWIT_VBMI2]] void add(uint32_t changed, uint32_t before_run, const std::byte* page) {
+    const uint64_t byte_lanes = _pdep_u64(changed, kEven);
     const uint64_t length_lanes = _pdep_u64(before_run, kEven) * 3;
-    const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(changed, page + at));
+    const __m512i bytes = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(changed, page));
     const __m512i lanes = _mm512_mask_expand_epi8(bytes, length_lanes, _mm512_loadu_si512(length));
-    _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(bytes_lanes | length_lanes, lanes));
-    out += __builtin_popcountll(bytes_lanes | length_lanes);
+    _mm512_storeu_si512(out, _mm512_maskz_compress_epi8(byte_lanes | length_lanes, lanes));
+    out += __builtin_popcountll(byte_lanes | length_lanes);
     length += __builtin_popcountll(length_lanes);
   }
-  return static_cast<size_t>(out - begin);
+};
+
+// The pairs [first, last), whose lengths are all short and of which the first has equal bytes in front.
+[[GODWIT_VBMI2]] size_t merge_short(const DiffMask& mask, const Lengths& all, size_t first, size_t last,
+                                    const std::byte* page, std::byte* out) {
+  const size_t begin = all.edges[2 * first + 1] - size_t{1}, end = all.edges[2 * last];
+  Merger merger{out, all.bytes.data() + 2 * first};
+  for (size_t at = begin / 64 * 64; at < end; at += 64) {
+    uint64_t changed = mask.words[at / 64];
+    if (at < begin) changed &= ~uint64_t{0} << (begin - at);
+    if (end - at < 64) changed &= ~(~uint64_t{0} << (end - at));
+    const uint64_t next = end - at > 64 ? mask.words[at / 64 + 1] << 63 : 0;
+    const uint64_t before_run = ~changed & (changed >> 1 | next);
+    merger.add(static_cast<uint32_t>(changed), static_cast<uint32_t>(before_run), page + at);
+    merger.add(static_cast<uint32_t>(changed >> 32), static_cast<uint32_t>(before_run >> 32), page + at + 32);
+  }
+  return static_cast<size_t>(merger.out - out);
 }
 
 [[GODWIT_VBMI2]] size_t write_vbmi2(const DiffMask& mask, DiffCount count, std::span<const std::byte> page,

@@ -77,7 +77,7 @@ struct Size {
   size_t pages;  // in each of the buffers
   size_t slice;  // of them in one sample
 };
-constexpr Size kSizes[] = {{"l2", 48, 480}, {"dram", 16384, 512}};
+constexpr Size kSizes[] = {{"l2", 48, 96}, {"dram", 16384, 128}};
 
 void keep(const auto& value) {
   asm volatile("" : : "r"(&value) : "memory");
@@ -288,7 +288,7 @@ void bench_rest(Size size, size_t rounds) {
 
 int main(int argc, char** argv) {
   using namespace godwit::codec;
-  const size_t rounds = argc > 1 && std::strcmp(argv[1], "--quick") == 0 ? 15 : 101;
+  const size_t rounds = argc > 1 && std::strcmp(argv[1], "--quick") == 0 ? 45 : 301;
   for (const Size size : kSizes) {
     for (const Case& which : kCases) bench_case(size, which, rounds);
     bench_rest(size, rounds);
