@@ -266,30 +266,51 @@ void check(const Way& way, size_t pages) {
        way.name.c_str());
 }
 
-void bench_batches(std::vector<Way>& ways, size_t pages, size_t rounds) {
-  Room room(kMostPages * kPageSize);
-  std::vector<Samples> nanos(ways.size());
-  const size_t all = kMemory / kPageSize;
-  for (const Way& way : ways) check(way, pages);
-  for (size_t round = 0; round < rounds; ++round) {
-    for (size_t i = 0; i < ways.size(); ++i) {
-      // Each way at its own distance: nobody finds in the cache what another has just read.
-      const size_t begin = (round * 2 * kPagesASample + i * all / ways.size()) % (all - 2 * kPagesASample);
-      nanos[i].add(bench::nanos_of([&] {
-                     for (size_t done = 0; done < kPagesASample; done += pages)
-                       ways[i].read(Batch{begin + 2 * done, pages}, room);
-                   }) /
-                   static_cast<double>(kPagesASample));
+constexpr size_t kSizes[] = {1, 64, kMostPages};
+
+/// Nanoseconds a page of one way with batches of one size.
+struct Measured {
+  const Way* way;
+  size_t pages;
+  Samples nanos;
+};
+
+void measure(Measured& one, size_t begin, Room& room) {
+  const double nanos = bench::nanos_of([&] {
+    for (size_t done = 0; done < kPagesASample; done += one.pages)
+      one.way->read(Batch{begin + 2 * done, one.pages}, room);
+  });
+  one.nanos.add(nanos / static_cast<double>(kPagesASample));
+}
+
+void run(const std::vector<Way>& ways, size_t rounds) {
+  std::vector<Measured> all;
+  for (const size_t pages : kSizes) {
+    for (const Way& way : ways) {
+      check(way, pages);
+      all.push_back({&way, pages, {}});
     }
   }
-  const Samples& chosen = nanos[static_cast<size_t>(
-      std::find_if(ways.begin(), ways.end(), [](const Way& w) { return w.name == kChosen; }) - ways.begin())];
-  for (size_t i = 0; i < ways.size(); ++i) {
-    bench::Row(ways[i].name)
-        .number("pages", static_cast<double>(pages))
-        .number("set up for each batch", ways[i].per_batch ? 1 : 0)
-        .samples("ns a page", nanos[i])
-        .samples("of process_vm_readv", bench::ratio(nanos[i], chosen));
+  Room room(kMostPages * kPageSize);
+  const size_t there = kMemory / kPageSize;
+  for (size_t round = 0; round < rounds; ++round) {
+    // Each at its own distance: nobody finds in the cache what another has just read.
+    for (size_t i = 0; i < all.size(); ++i)
+      measure(all[i], (round * 2 * kPagesASample + i * there / all.size()) % (there - 2 * kPagesASample),
+              room);
+  }
+  const auto chosen = [&](size_t pages) -> const Samples& {
+    return std::find_if(all.begin(), all.end(),
+                        [&](const Measured& m) { return m.way->name == kChosen && m.pages == pages; })
+        ->nanos;
+  };
+  for (const Measured& one : all) {
+    bench::Row(one.way->name)
+        .number("pages", static_cast<double>(one.pages))
+        .number("set up for each batch", one.way->per_batch ? 1 : 0)
+        .samples("ns a page", one.nanos)
+        .samples("of process_vm_readv", bench::ratio(one.nanos, chosen(one.pages)))
+        .samples("of process_vm_readv, 1 MiB", bench::ratio(one.nanos, chosen(kMostPages)));
   }
 }
 
@@ -303,7 +324,6 @@ int main(int argc, char** argv) {
   const godwit::Fd memory = open_memory(target.pid());
   const Memory reader = must(Memory::open(target.pid()));
   RingReader ring(memory.get());
-  std::vector<Way> ways = ways_to(target, memory, reader, ring);
-  for (const size_t pages : {size_t{1}, size_t{64}, kMostPages}) bench_batches(ways, pages, rounds);
+  run(ways_to(target, memory, reader, ring), rounds);
   return 0;
 }
