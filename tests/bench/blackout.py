@@ -7,7 +7,7 @@ import json
 import time
 
 from bench_record import markdown, progress, spread, told
-from godwit import Hosts, Program
+from godwit import Failure, Hosts, Program
 from latency import delayed
 
 
@@ -53,7 +53,7 @@ def blackout(moved, completed):
 def measure(hosts, load, runs):
     """`runs` moves of one program back and forth. Its pauses without a move are the machine's own."""
     a, b = hosts["A"], hosts["B"]
-    rows = []
+    rows, failed = [], []
     with Program(a, "heartbeat", load.words()) as moved:
         moved.check()
         moved.check()  # the span between the two: no move in it, but a verification of all memory
@@ -61,11 +61,18 @@ def measure(hosts, load, runs):
         for _ in range(runs):
             time.sleep(SETTLE)
             moved.check()
-            completed = moved.move_to(b if moved.host is a else a)
+            try:
+                completed = moved.move_to(b if moved.host is a else a)
+            except Failure as failure:  # such as a program that writes faster than a busy machine sends
+                failed.append(str(failure))
+                progress(f"blackout {load.name}: a move failed: {str(failure)[:400]}")
+                continue
             moved.check()
             rows.append({"pause_ms": blackout(moved, completed), "downtime_ms": completed["downtime_ms"], "total_ms": completed["total_ms"],
                          "downtime": completed["downtime"], "rounds": len(completed["rounds"]), "wire": completed["bytes"]["wire"]})
-    return {"load": dataclasses.asdict(load), "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),
+    if not rows:
+        raise Failure(f"no move of {load.name} succeeded")
+    return {"load": dataclasses.asdict(load), "failed": failed, "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),
             "downtime_ms": spread([row["downtime_ms"] for row in rows]), "total_ms": spread([row["total_ms"] for row in rows]),
             "parts_us": {part: spread([row["downtime"][part] for row in rows]) for part in PARTS},
             "rounds": spread([row["rounds"] for row in rows]), "raw": rows}
@@ -90,14 +97,17 @@ def run(arguments):
     results = []
     with Hosts("A", "B") as hosts:
         for load in chosen(arguments):
-            with delayed(hosts, load.rtt_ms):
-                results.append(measure(hosts, load, 3 if arguments.quick else arguments.runs))
-            progress(f"blackout {load.name}: {told(results[-1]['pause_ms'])} ms")
+            try:
+                with delayed(hosts, load.rtt_ms):
+                    results.append(measure(hosts, load, 3 if arguments.quick else arguments.runs))
+                progress(f"blackout {load.name}: {told(results[-1]['pause_ms'])} ms")
+            except Failure as failure:
+                progress(f"blackout: {failure}")
     return {"loads": results}
 
 
 def table(result):
-    rows = [[one["load"]["name"], f"{told(one['pause_ms'])} ms", f"{told(one['downtime_ms'])} ms",
+    rows = [[one["load"]["name"] + (f" ({len(one['failed'])} moves failed)" if one["failed"] else ""), f"{told(one['pause_ms'])} ms", f"{told(one['downtime_ms'])} ms",
              *(f"{one['parts_us'][part]['median'] / 1e3:.2f}" for part in PARTS), f"{one['still_ms']:.2f}",
              f"{one['rounds']['median']:.0f}"] for one in result["loads"]]
     return markdown(["touched, rewritten", "pause seen", "downtime", *PARTS, "longest pause without a move", "rounds"], rows)

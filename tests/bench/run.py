@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """The one runner of the benches. Each measures its subject and the limit or the alternative that it is read against in the
-same run, prints what it does to stderr and a table to stdout: medians, and in parentheses the spread. None passes or fails.
+same run, prints what it does to stderr and a table to stdout: medians, and in parentheses the spread. No figure passes or
+fails; a bench that could not run is told of, and the exit code is 1.
 
     tests/bench/run.py [NAME...] [--quick] [--json FILE] [options of the benches named]
 
@@ -19,6 +20,7 @@ import throughput  # noqa: E402
 import tracker  # noqa: E402
 import xbzrle  # noqa: E402
 from bench_record import publish  # noqa: E402
+from godwit import Failure  # noqa: E402
 
 BENCHES = {"xbzrle": xbzrle, "tracker": tracker, "mapping-cache": mapping_cache, "blackout": blackout, "throughput": throughput,
            "slow-link": slow_link, "tax": tax}
@@ -52,13 +54,18 @@ def words_without(names, words):
 
 def main():
     common, chosen = parse(sys.argv[1:])
-    results = {}
+    results, failed = {}, []
     for name, arguments in chosen.items():
-        results[name] = BENCHES[name].run(arguments)
+        try:
+            results[name] = BENCHES[name].run(arguments)
+        except Failure as failure:
+            failed.append(name)
+            print(f"{name}: {failure}", file=sys.stderr)
+            continue
         print(f"\n## {name}\n\n{BENCHES[name].table(results[name])}", flush=True)
         if common.json:  # after each, so that an interrupted run keeps what it has
             publish(results, common.json, quick=common.quick)
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
