@@ -87,16 +87,18 @@ class Precopy {
         control_(control),
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
-  Status round(uint32_t number);
+  /// `whole`: looked for everywhere, whatever the log heard.
+  Status round(uint32_t number, bool whole);
+  Result<PageRuns> collect(bool whole, RoundStats& stats);
   Status await_writers(const PageRuns& collected);
   [[nodiscard]] Result<Layout> look_at_layout() const;
   Status look_in_detail();
   bool knows_details();
   uint32_t note_gain(Nanos downtime);
-  void lose_log(const Error& why);
+  void lose_log(std::string why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status announce_layout(Layout layout, uint32_t round, bool frozen);
-  void listen();
+  Status listen();
   Status ask_log();
   Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
@@ -121,7 +123,7 @@ class Precopy {
 
   std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
-  TrackerKind kind_ = TrackerKind::kAuto;  ///< as chosen
+  TrackerKind kind_ = TrackerKind::kAuto;  ///< of the marks
   std::unique_ptr<DirtyTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
   WrittenSince written_;                   ///< what it told in the freeze
