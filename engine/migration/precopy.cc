@@ -401,24 +401,24 @@ Status Precopy::ask_log() {
   return {};
 }
 
+/// How often the layout may have changed, by the log; nullopt: nobody knows.
+std::optional<uint64_t> Precopy::count_changes() {
+  if (!log_) return std::nullopt;
+  const auto changes = log_->changes();
+  if (changes.ok()) return changes.value();
+  lose_log(changes.error().message());
+  return std::nullopt;
+}
+
 /// The slow look (smaps), of which the flags of areas are the fruit.
 Status Precopy::look_in_detail() {
-  details_as_of_.reset();
-  if (log_) {
-    auto changes = log_->changes();
-    if (changes.ok())
-      details_as_of_ = changes.value();
-    else
-      lose_log(changes.error().message());
-  }
+  details_as_of_ = count_changes();
   return send_layout(TRY(process_.detailed_layout()), next_round_, false);
 }
 
 /// Whether nothing can have changed the flags of areas since that look.
 bool Precopy::knows_details() {
-  if (!log_ || !details_as_of_) return false;
-  const auto changes = log_->changes();
-  return changes.ok() && changes.value() == *details_as_of_;
+  return details_as_of_ && details_as_of_ == count_changes();
 }
 
 void Precopy::lose_log(std::string why) {
@@ -429,9 +429,15 @@ void Precopy::lose_log(std::string why) {
 /// KERNEL: VmFlags come from smaps, which walks the page tables (20 ms per GiB); maps costs microseconds.
 /// Flags of areas that are known are taken from what was sent last, and only an area that is new makes us
 /// walk.
-Result<Layout> Precopy::look_at_layout() const {
+/// And 36 us per 100 areas, for which the freeze need not wait while nothing changed: from the first slow
+/// look on, the log counts.
+Result<Layout> Precopy::look_at_layout() {
+  const std::optional<uint64_t> now = details_as_of_ ? count_changes() : std::nullopt;
+  if (now && now == seen_as_of_) return seen_;
   Layout layout = TRY(process_.layout());
-  if (!state::inherit_details(layout, layout_)) return process_.detailed_layout();
+  if (!state::inherit_details(layout, layout_)) layout = TRY(process_.detailed_layout());
+  seen_as_of_ = now;
+  seen_ = layout;
   return layout;
 }
 

@@ -91,7 +91,8 @@ class Precopy {
   Status round(uint32_t number, bool whole);
   Result<PageRuns> collect(bool whole, RoundStats& stats);
   Status await_writers(const PageRuns& collected);
-  [[nodiscard]] Result<Layout> look_at_layout() const;
+  [[nodiscard]] Result<Layout> look_at_layout();
+  std::optional<uint64_t> count_changes();
   Status look_in_detail();
   bool knows_details();
   uint32_t note_gain(Nanos downtime);
@@ -128,6 +129,8 @@ class Precopy {
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
   WrittenSince written_;                   ///< what it told in the freeze
   std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last
+  std::optional<uint64_t> seen_as_of_;     ///< of these changes, when look_at_layout() looked last
+  Layout seen_;                            ///< what it saw
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed
