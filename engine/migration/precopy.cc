@@ -443,7 +443,7 @@ Result<Layout> Precopy::look_at_layout() {
 
 Status Precopy::capture(std::vector<wire::RoomState>& states) {
   Layout layout = TRY(look_at_layout());
-  auto injector = TRY(tracee::Injector::create(*frozen_));
+  auto injector = TRY(tracee::Injector::create(*frozen_, &layout));
   captured_.emplace(state::CaptureContext{.process = process_,
                                           .memory = *memory_,
                                           .intent = intent_,
