@@ -21,6 +21,7 @@
 #include <memory>
 #include <vector>
 
+#include "ebpf/write_log.h"
 #include "engine/base/clock.h"
 #include "engine/base/mapping.h"
 #include "engine/base/pidfd.h"
@@ -259,15 +260,49 @@ class WholeLook final : public Contender {
   std::unique_ptr<DirtyTracker> tracker_;
 };
 
+/// The tracker looks only where the log of write faults heard one, or everywhere when that is more than a
+/// guide is worth.
+class GuidedLook final : public Contender {
+ public:
+  explicit GuidedLook(Subject& subject)
+      : range_(subject.range()),
+        tracker_(subject.track(Tracker::kUffd, 1)),
+        log_(must(ebpf::FaultLog::create(subject.pid()))) {}
+  void round() override {
+    const auto heard = log_->heard(range_.pages() / kPagesAWrite);
+    if (!heard || first_) {
+      must(tracker_->collect(range_));
+      first_ = false;
+      return;
+    }
+    for (const AddressRange& part : *heard) {
+      if (part.overlaps(range_)) must(tracker_->collect(intersect(part, range_)));
+    }
+  }
+
+ private:
+  static constexpr size_t kPagesAWrite = 400;  // that a whole look sees in the time that one more part costs
+  AddressRange range_;
+  std::unique_ptr<DirtyTracker> tracker_;
+  std::unique_ptr<ebpf::FaultLog> log_;
+  bool first_ = true;
+};
+
 struct Entry {
   std::string name;
   std::function<std::unique_ptr<Contender>(Subject&)> make;
 };
 std::vector<Entry> contenders() {
-  return {
+  std::vector<Entry> entries = {
       {"uffd", [](Subject& s) { return std::make_unique<WholeLook>(s, Tracker::kUffd); }},
       {"uffd-sync", [](Subject& s) { return std::make_unique<WholeLook>(s, Tracker::kUffdSync); }},
   };
+  const auto log = ebpf::FaultLog::create(::getpid());
+  if (log.ok())
+    entries.push_back({"ebpf", [](Subject& s) { return std::make_unique<GuidedLook>(s); }});
+  else
+    fmt::print(stderr, "tracker: without ebpf: {}\n", log.error().message());
+  return entries;
 }
 
 bool fits(size_t bytes) {
