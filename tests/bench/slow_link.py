@@ -1,6 +1,6 @@
 """Bench `slow-link`: a program of 1 GiB that stores 50,000 words a second at random places moves over a link of 125 MB/s
 (tbf), with several budgets for the bases of deltas and several ways to compress. The limit is the time that its memory
-alone takes on that link as it is. One word of eight of that memory is random, the others are zeros: it packs well."""
+alone takes on that link as it is. What does not converge is frozen all the same after --patience seconds: its downtime tells. One word of eight of that memory is random, the others are zeros: it packs well."""
 import itertools
 
 from bench_record import markdown, progress, spread, told
@@ -17,7 +17,8 @@ def bytes_per_second(rate):
 def one_move(hosts, arguments, cache, compress):
     a, b = hosts["A"], hosts["B"]
     with Program(a, "heartbeat", [str(arguments.mib), "0", str(arguments.stores)]) as moved:
-        completed, _ = move(a, b, moved.pid, "--cache", cache, "--compress", compress, "--max-rounds", "100")
+        completed, _ = move(a, b, moved.pid, "--cache", cache, "--compress", compress, "--max-rounds", "1000",
+                            "--timeout", str(arguments.patience), "--on-timeout", "force")
         moved.host = b
         moved.check()
     return completed
@@ -29,6 +30,7 @@ def add_options(parser):
     parser.add_argument("--stores", type=int, default=50000)
     parser.add_argument("--caches", default="16M,64M,256M,512M,1G")
     parser.add_argument("--compress", default="none,auto")
+    parser.add_argument("--patience", type=int, default=40, help="seconds until it is frozen all the same")
     parser.add_argument("--rate", default="1gbit", help="of the link, as tc reads it")
 
 
