@@ -8,6 +8,7 @@
 #include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
+#include "engine/base/realtime.h"
 #include "engine/migration/arm_tracker.h"
 #include "engine/migration/memory_check.h"
 #include "engine/migration/pinned_writes.h"
@@ -236,6 +237,7 @@ void Precopy::throttle(ThrottleLevel level) {
   throttle_->set(level);
 }
 
+/// The round before a freeze: what is written from its beginning on, the log hears.
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
@@ -364,6 +366,22 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
 // ---- the freeze
 // --------------------------------------------------------------------------------------------------
 
+Status Precopy::freeze_at_good_instant(const std::function<Status()>& before,
+                                       const std::function<Status()>& undo) {
+  constexpr int kAttempts = 200;
+  const RealtimeBoost boost;
+  for (int attempt = 1;; ++attempt) {
+    TRY(before());
+    Status frozen = freeze();
+    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
+    log_debug("bad instant: {}", frozen.error().message());
+    ++report_.bad_instants;
+    TRY(undo());
+    TRY(one_more_round());
+  }
+}
+
+/// Errors: Retry for a bad instant.
 Status Precopy::freeze() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kDevice; });

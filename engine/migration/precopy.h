@@ -59,11 +59,11 @@ class Precopy {
   /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the
   /// sinks'.
   Status rounds();
-  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad
-  /// instant, after which the caller thaws, does another round and tries again.
-  Status freeze();
-  /// The round before a freeze: what is written from its beginning on, the log hears.
-  Status one_more_round();
+  /// Freezes, captures and sends the rest, at real-time priority; on success the process stays frozen. At an
+  /// instant that cannot be captured (a file lock is held, a connection is not accepted yet) the process runs
+  /// on for another round: `before` is called before each attempt, `undo`, which must thaw, after one that
+  /// failed so.
+  Status freeze_at_good_instant(const std::function<Status()>& before, const std::function<Status()>& undo);
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
@@ -90,6 +90,8 @@ class Precopy {
   /// `whole`: looked for everywhere, whatever the log heard.
   Status round(uint32_t number, bool whole);
   Result<PageRuns> collect(bool whole, RoundStats& stats);
+  Status one_more_round();
+  Status freeze();
   Status await_writers(const PageRuns& collected);
   [[nodiscard]] Result<Layout> look_at_layout();
   std::optional<uint64_t> count_changes();
