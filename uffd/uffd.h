@@ -4,7 +4,7 @@
 // Thread: the ioctls may be called from several threads; adopt, move and destruction belong to one.
 //
 // KERNEL: closing the last copy unregisters every area under the write lock of the mm: with write-protection
-// each present page is visited and restored, 23 ms/GiB of 4K pages measured (tests/bench/scan_bench), in
+// each present page is visited and restored, 23 ms/GiB of 4K pages measured (tests/bench/tracker_bench), in
 // which a running target's faults and mappings wait. Unregister area by area first (WpTracker::release), and
 // never inside the freeze. A part of an area is not unregistered by itself, nor registered: that splits the
 // area, and the program's mremap over both parts would fail.

@@ -8,6 +8,11 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#if !defined(__clang__)
+// gcc 12 takes the operands that its own intrinsics leave undefined for a mistake (its bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #endif
 
 namespace godwit::codec {
@@ -15,25 +20,34 @@ namespace {
 
 constexpr size_t kStep = 64;
 
-// Always inlined, so that the population count becomes what the kernel around it may use.
+// Takes the words of a mask in order. Always inlined, so that the population count becomes what the kernel
+// around it may use.
 struct Tally {
+  DiffMask& mask;
   DiffCount count;
   uint64_t carry = 0;  // 1 if the byte before this word differs: a run that goes on is not a new one
+  uint64_t with_edges = 0;
 
-  [[gnu::always_inline]] inline void add(uint64_t bits) {
+  [[gnu::always_inline]] inline void add(size_t index, uint64_t bits) {
+    const uint64_t before = bits << 1 | carry;
+    mask.words[index] = bits;
     count.bytes += static_cast<size_t>(__builtin_popcountll(bits));
-    count.runs += static_cast<size_t>(__builtin_popcountll(bits & ~(bits << 1 | carry)));
+    count.runs += static_cast<size_t>(__builtin_popcountll(bits & ~before));
     carry = bits >> 63;
+    with_edges = (index % 64 == 0 ? 0 : with_edges) | uint64_t{bits != before} << index % 64;
+    mask.with_edges[index / 64] = with_edges;
   }
 };
 
-void diff_tail(const std::byte* a, const std::byte* b, size_t from, size_t size, DiffMask& mask,
-               Tally& tally) {
-  if (from == size) return;
+uint64_t tail_bits(const std::byte* a, const std::byte* b, size_t from, size_t size) {
   uint64_t bits = 0;
   for (size_t i = from; i < size; ++i) bits |= uint64_t{a[i] != b[i]} << (i - from);
-  mask.words[from / kStep] = bits;
-  tally.add(bits);
+  return bits;
+}
+
+[[gnu::always_inline]] inline void diff_tail(const std::byte* a, const std::byte* b, size_t from, size_t size,
+                                             Tally& tally) {
+  if (from != size) tally.add(from / kStep, tail_bits(a, b, from, size));
 }
 
 uint64_t load_word(const std::byte* p) {
@@ -50,7 +64,7 @@ uint64_t nonzero_bytes(uint64_t word) {
 }
 
 DiffCount diff_words(const std::byte* a, const std::byte* b, size_t size, DiffMask& mask) {
-  Tally tally;
+  Tally tally{mask, {}};
   size_t i = 0;
   for (; i + kStep <= size; i += kStep) {
     uint64_t bits = 0;
@@ -58,10 +72,9 @@ DiffCount diff_words(const std::byte* a, const std::byte* b, size_t size, DiffMa
       const uint64_t changed = load_word(a + i + j) ^ load_word(b + i + j);
       if (changed != 0) bits |= nonzero_bytes(changed) << j;
     }
-    mask.words[i / kStep] = bits;
-    tally.add(bits);
+    tally.add(i / kStep, bits);
   }
-  diff_tail(a, b, i, size, mask, tally);
+  diff_tail(a, b, i, size, tally);
   return tally.count;
 }
 
@@ -74,28 +87,56 @@ DiffCount diff_words(const std::byte* a, const std::byte* b, size_t size, DiffMa
 
 [[gnu::target("avx2,popcnt")]] DiffCount diff_avx2(const std::byte* a, const std::byte* b, size_t size,
                                                    DiffMask& mask) {
-  Tally tally;
+  Tally tally{mask, {}};
   size_t i = 0;
   for (; i + kStep <= size; i += kStep) {
     const uint64_t bits = ~(equal_32(a + i, b + i) | equal_32(a + i + 32, b + i + 32) << 32);
-    mask.words[i / kStep] = bits;
-    tally.add(bits);
+    tally.add(i / kStep, bits);
   }
-  diff_tail(a, b, i, size, mask, tally);
+  diff_tail(a, b, i, size, tally);
   return tally.count;
 }
 
 [[gnu::target("avx512f,avx512bw,popcnt")]] DiffCount diff_avx512(const std::byte* a, const std::byte* b,
                                                                  size_t size, DiffMask& mask) {
-  Tally tally;
+  Tally tally{mask, {}};
   size_t i = 0;
   for (; i + kStep <= size; i += kStep) {
     const uint64_t bits = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a + i), _mm512_loadu_si512(b + i));
-    mask.words[i / kStep] = bits;
-    tally.add(bits);
+    tally.add(i / kStep, bits);
   }
-  diff_tail(a, b, i, size, mask, tally);
+  diff_tail(a, b, i, size, tally);
   return tally.count;
+}
+
+// Counts eight words at a time, once all are there.
+[[gnu::target("avx512f,avx512vpopcntdq")]] DiffCount count_vpopcnt(DiffMask& mask, size_t words) {
+  __m512i bytes = _mm512_setzero_si512(), runs = bytes, before = bytes;
+  for (size_t i = 0; i < words; i += 8) {
+    const auto lanes = static_cast<__mmask8>(words - i < 8 ? (1u << (words - i)) - 1 : 0xffu);
+    const __m512i bits = _mm512_maskz_loadu_epi64(lanes, mask.words.data() + i);
+    const __m512i carry = _mm512_srli_epi64(_mm512_alignr_epi64(bits, before, 7), 63);
+    const __m512i shifted = _mm512_or_si512(_mm512_slli_epi64(bits, 1), carry);
+    const __m512i starts = _mm512_andnot_si512(shifted, bits);
+    const uint64_t edges = _mm512_mask_cmpneq_epi64_mask(lanes, shifted, bits);
+    mask.with_edges[i / 64] = (i % 64 == 0 ? 0 : mask.with_edges[i / 64]) | edges << i % 64;
+    bytes = _mm512_add_epi64(bytes, _mm512_popcnt_epi64(bits));
+    runs = _mm512_add_epi64(runs, _mm512_popcnt_epi64(starts));
+    before = bits;
+  }
+  return {static_cast<size_t>(_mm512_reduce_add_epi64(bytes)),
+          static_cast<size_t>(_mm512_reduce_add_epi64(runs))};
+}
+
+[[gnu::target("avx512f,avx512bw,avx512vpopcntdq")]] DiffCount diff_vpopcnt(const std::byte* a,
+                                                                           const std::byte* b, size_t size,
+                                                                           DiffMask& mask) {
+  size_t i = 0;
+  for (; i + kStep <= size; i += kStep) {
+    mask.words[i / kStep] = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a + i), _mm512_loadu_si512(b + i));
+  }
+  if (i != size) mask.words[i / kStep] = tail_bits(a, b, i, size);
+  return count_vpopcnt(mask, (size + kStep - 1) / kStep);
 }
 #endif
 
@@ -106,6 +147,7 @@ std::vector<DiffKernel> usable_kernels() {
   if (popcnt && __builtin_cpu_supports("avx2") != 0) kernels.push_back({"avx2", diff_avx2});
   if (popcnt && __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0) {
     kernels.push_back({"avx512", diff_avx512});
+    if (__builtin_cpu_supports("avx512vpopcntdq") != 0) kernels.push_back({"vpopcnt", diff_vpopcnt});
   }
 #endif
   return kernels;
@@ -125,13 +167,15 @@ DiffCount diff(const std::byte* a, const std::byte* b, size_t size, DiffMask& ma
 
 size_t list_edges(const DiffMask& mask, size_t size, DiffEdges& edges) {
   size_t count = 0;
-  uint64_t carry = 0;
-  for (size_t base = 0; base < size; base += kStep) {
-    const uint64_t bits = mask.words[base / kStep];
-    uint64_t changes = bits ^ (bits << 1 | carry);  // set where a byte and the one before it are of two kinds
-    carry = bits >> 63;
-    for (; changes != 0; changes &= changes - 1) {
-      edges.at[count++] = static_cast<uint16_t>(base + static_cast<size_t>(std::countr_zero(changes)));
+  for (size_t group = 0; group * 64 * kStep < size; ++group) {
+    for (uint64_t left = mask.with_edges[group]; left != 0; left &= left - 1) {
+      const size_t index = group * 64 + static_cast<size_t>(std::countr_zero(left));
+      const uint64_t bits = mask.words[index], carry = index == 0 ? 0 : mask.words[index - 1] >> 63;
+      // Set where a byte and the one before it are of two kinds.
+      for (uint64_t changes = bits ^ (bits << 1 | carry); changes != 0; changes &= changes - 1) {
+        const auto at = static_cast<size_t>(std::countr_zero(changes));
+        edges.at[count++] = static_cast<uint16_t>(index * kStep + at);
+      }
     }
   }
   // Bits behind the block are 0, so only a run that ends with a full last word has no end yet.

@@ -17,6 +17,9 @@ constexpr size_t kMaxBlock = 16384;  ///< bytes; the largest block that a mask d
 /// behind it in its own word are 0. Not zeroed on construction: diff() writes what list_edges() reads.
 struct DiffMask {
   std::array<uint64_t, kMaxBlock / 64> words;
+  /// Bit i % 64 of word i / 64 is set if in word i of `words` a run begins, or ends behind the byte before
+  /// it: a page with few changes has few of them. As complete as `words`.
+  std::array<uint64_t, kMaxBlock / 64 / 64> with_edges;
 };
 
 struct DiffCount {

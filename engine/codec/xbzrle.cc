@@ -5,37 +5,13 @@
 #include <cstring>
 
 #include "engine/codec/diff_mask.h"
+#include "engine/codec/run_writer.h"
 
 namespace godwit::codec {
 namespace {
 
-constexpr size_t kMaxLengthBytes = 2;
-constexpr size_t kMaxLength = (1 << 14) - 1;
-constexpr size_t kShortRun = 16;
-
-// SAFETY: writes at most kMaxLengthBytes; the caller has made sure of the room.
-size_t put_length(std::byte* out, size_t n) {
-  if (n < 0x80) {
-    out[0] = static_cast<std::byte>(n);
-    return 1;
-  }
-  out[0] = static_cast<std::byte>((n & 0x7f) | 0x80);
-  out[1] = static_cast<std::byte>(n >> 7);
-  return 2;
-}
-
-// Most runs are a word or less, and a call of memcpy costs more than they do: where both sides have the room,
-// copy a fixed 16 bytes, of which those behind the run are overwritten later or never looked at.
-void put_run(std::byte* to, size_t to_room, const std::byte* from, size_t from_room, size_t n) {
-  if (n <= kShortRun && to_room >= kShortRun && from_room >= kShortRun) {
-    std::memcpy(to, from, kShortRun);
-  } else {
-    std::memcpy(to, from, n);
-  }
-}
-
-// The same for a page, of which no byte behind the run may change: copies that overlap inside it. `n` is not
-// 0.
+// Copies that overlap inside the run, for of the page no byte behind it may change; a call of memcpy would
+// cost more than most runs do. `n` is not 0.
 void apply_run(std::byte* to, const std::byte* from, size_t n) {
   if (n > 16) {
     std::memcpy(to, from, n);
@@ -56,28 +32,6 @@ void apply_run(std::byte* to, const std::byte* from, size_t n) {
     to[n / 2] = from[n / 2];
     to[n - 1] = from[n - 1];
   }
-}
-
-// `edges` as list_edges() wrote them.
-DeltaResult write_runs(std::span<const uint16_t> edges, std::span<const std::byte> page,
-                       std::span<std::byte> out) {
-  constexpr DeltaResult kNoRoom{DeltaOutcome::kOverflow, 0};
-  size_t used = 0;
-  size_t done = 0;  // bytes of the page that the delta covers so far
-  for (size_t i = 0; i < edges.size(); i += 2) {
-    const size_t start = edges[i], end = edges[i + 1], run = end - start;
-    if (used + kMaxLengthBytes > out.size()) return kNoRoom;
-    used += put_length(out.data() + used, start - done);
-    if (used + kMaxLengthBytes > out.size()) return kNoRoom;
-    used += put_length(out.data() + used, run);
-    if (used + run > out.size()) return kNoRoom;
-    put_run(out.data() + used, out.size() - used, page.data() + start, page.size() - start, run);
-    used += run;
-    done = end;
-  }
-  // The reference looks for room before it sees that only equal bytes are left.
-  if (done < page.size() && used + kMaxLengthBytes > out.size()) return kNoRoom;
-  return {DeltaOutcome::kEncoded, used};
 }
 
 Error corrupt(std::string_view rule, size_t at, size_t size) {
@@ -159,8 +113,9 @@ DeltaResult encode_xbzrle(std::span<const std::byte> old_bytes, std::span<const 
   // walked.
   if (count.bytes + 2 * count.runs > out.size() || count.bytes > kMaxLength)
     return {DeltaOutcome::kOverflow, 0};
-  DiffEdges edges;
-  return write_runs(std::span(edges.at).first(list_edges(mask, size, edges)), new_bytes, out);
+  const size_t written = write_delta(mask, count, new_bytes, out);
+  if (written == kNoRoom) return {DeltaOutcome::kOverflow, 0};
+  return {DeltaOutcome::kEncoded, written};
 }
 
 Result<size_t> decode_xbzrle(std::span<const std::byte> delta, std::span<std::byte> page) {

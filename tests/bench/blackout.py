@@ -1,30 +1,41 @@
-#!/usr/bin/python3
 """Bench `blackout`: what a program notices of its move. The heartbeat program stamps CLOCK_REALTIME every 0.2 ms; it is
-moved between two hosts with 1 MiB, 64 MiB, 1 GiB and 4 GiB touched and idle, and with 200 MiB/s rewritten at 1 GiB. The
-blackout is the pause that it sees around the freeze. Prints a table and one JSON object; passes or fails on nothing.
+moved back and forth between two hosts, one line for each load. The blackout is the pause that it sees around the freeze.
 
-blackout.py [--runs N] [--only TOUCHED[+DIRTY]] [--json FILE]"""
-import argparse
+--only takes names of LOADS, e.g. "1 GiB, 1000 hot pages"; 8 GiB, which needs 17 GiB of free memory, is measured only if named."""
+import dataclasses
 import json
-import pathlib
-import statistics
-import sys
 import time
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "support"))
-from bench_record import publish  # noqa: E402
-from godwit import Hosts, Program  # noqa: E402
+from bench_record import markdown, progress, spread, told
+from godwit import Failure, Hosts, Program
+from latency import delayed
 
-SIZES = [(1, 0), (64, 0), (1024, 0), (4096, 0), (1024, 200)]  # MiB touched, MiB/s rewritten
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+    name: str
+    touched: int            # MiB
+    dirty: int = 0          # MiB/s, pages rewritten
+    hot: int = 0            # pages, each rewritten every 2 ms
+    rtt_ms: float = 0       # added to the hosts' link
+    named_only: bool = False
+
+    def words(self):
+        return [str(self.touched), str(self.dirty), "0", str(self.hot)]
+
+
+LOADS = [
+    Load("1 MiB", 1),
+    Load("64 MiB", 64),
+    Load("1 GiB", 1024),
+    Load("4 GiB", 4096),
+    Load("8 GiB", 8192, named_only=True),
+    Load("1 GiB, 200 MiB/s", 1024, dirty=200),
+    Load("1 GiB, 1000 hot pages", 1024, hot=1000),
+    Load("64 MiB, 1 ms round trip", 64, rtt_ms=1),
+]
 SETTLE = 3  # seconds: what the last move freed goes back to the host of this virtual machine
 PARTS = ("freeze", "scan", "pages", "state", "commit", "resume")
-
-
-def spread(values):
-    values = sorted(values)
-    return {"median": statistics.median(values), "least": values[0], "most": values[-1],
-            "quartiles": statistics.quantiles(values, n=4)[::2] if len(values) > 1 else values * 2, "runs": len(values)}
 
 
 def pauses(moved):
@@ -39,48 +50,64 @@ def blackout(moved, completed):
     return max(length for begin, end, length in pauses(moved) if begin < frozen + completed["downtime_ms"] and end > frozen)
 
 
-def measure(hosts, touched, dirty, runs):
+def measure(hosts, load, runs):
     """`runs` moves of one program back and forth. Its pauses without a move are the machine's own."""
     a, b = hosts["A"], hosts["B"]
-    rows = []
-    with Program(a, "heartbeat", [str(touched), str(dirty)]) as moved:
+    rows, failed = [], []
+    with Program(a, "heartbeat", load.words()) as moved:
         moved.check()
         moved.check()  # the span between the two: no move in it, but a verification of all memory
         still = max(length for _, _, length in pauses(moved))
         for _ in range(runs):
             time.sleep(SETTLE)
             moved.check()
-            completed = moved.move_to(b if moved.host is a else a)
+            try:
+                completed = moved.move_to(b if moved.host is a else a)
+            except Failure as failure:  # such as a program that writes faster than a busy machine sends
+                failed.append(str(failure))
+                progress(f"blackout {load.name}: a move failed: {str(failure)[:400]}")
+                continue
             moved.check()
             rows.append({"pause_ms": blackout(moved, completed), "downtime_ms": completed["downtime_ms"], "total_ms": completed["total_ms"],
                          "downtime": completed["downtime"], "rounds": len(completed["rounds"]), "wire": completed["bytes"]["wire"]})
-    return {"touched_mib": touched, "dirty_mib_per_s": dirty, "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),
+    if not rows:
+        raise Failure(f"no move of {load.name} succeeded")
+    return {"load": dataclasses.asdict(load), "failed": failed, "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),
             "downtime_ms": spread([row["downtime_ms"] for row in rows]), "total_ms": spread([row["total_ms"] for row in rows]),
-            "parts_us": {part: statistics.median(row["downtime"][part] for row in rows) for part in PARTS},
-            "rounds": statistics.median(row["rounds"] for row in rows), "raw": rows}
+            "parts_us": {part: spread([row["downtime"][part] for row in rows]) for part in PARTS},
+            "rounds": spread([row["rounds"] for row in rows]), "raw": rows}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser):
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--only", help="e.g. 64 or 1024+200")
-    parser.add_argument("--json", help="write the JSON here instead of to stdout")
-    arguments = parser.parse_args()
+    parser.add_argument("--only", action="append", help="the name of a load; may be repeated")
+
+
+def chosen(arguments):
+    names = {load.name: load for load in LOADS}
+    for name in arguments.only or []:
+        if name not in names:
+            raise SystemExit(f"blackout: no load {name!r}; there are {', '.join(map(repr, names))}")
+    if arguments.only:
+        return [names[name] for name in arguments.only]
+    return [load for load in LOADS if not load.named_only and not (arguments.quick and load.touched > 1024)]
+
+
+def run(arguments):
     results = []
-    print(f"{'touched':>9} {'dirty':>9} | {'pause ms: median (least..most)':>32} | {'downtime ms':>22} | parts, median us: {' '.join(PARTS)}")
     with Hosts("A", "B") as hosts:
-        for touched, dirty in SIZES:
-            if arguments.only and arguments.only not in (str(touched) if not dirty else "", f"{touched}+{dirty}"):
-                continue
-            one = measure(hosts, touched, dirty, arguments.runs)
-            results.append(one)
-            pause, down = one["pause_ms"], one["downtime_ms"]
-            print(f"{touched:>5} MiB {dirty:>4} MiB/s | {pause['median']:>12.2f} ({pause['least']:.2f}..{pause['most']:.2f})"
-                  f" still {one['still_ms']:.2f} | {down['median']:>8.2f} ({down['least']:.2f}..{down['most']:.2f}) | "
-                  + " ".join(f"{one['parts_us'][part]:.0f}" for part in PARTS), flush=True)
-    publish("blackout", {"results": results}, arguments.json)
-    return 0
+        for load in chosen(arguments):
+            try:
+                with delayed(hosts, load.rtt_ms):
+                    results.append(measure(hosts, load, 3 if arguments.quick else arguments.runs))
+                progress(f"blackout {load.name}: {told(results[-1]['pause_ms'])} ms")
+            except Failure as failure:
+                progress(f"blackout: {failure}")
+    return {"loads": results}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def table(result):
+    rows = [[one["load"]["name"] + (f" ({len(one['failed'])} moves failed)" if one["failed"] else ""), f"{told(one['pause_ms'])} ms", f"{told(one['downtime_ms'])} ms",
+             *(f"{one['parts_us'][part]['median'] / 1e3:.2f}" for part in PARTS), f"{one['still_ms']:.2f}",
+             f"{one['rounds']['median']:.0f}"] for one in result["loads"]]
+    return markdown(["touched, rewritten", "pause seen", "downtime", *PARTS, "longest pause without a move", "rounds"], rows)

@@ -1,26 +1,18 @@
-#!/usr/bin/python3
 """Bench `tax`: what a program loses of its own work while it is migrated, by tracker.
 
 The program `writers` writes pages as fast as it can: the worst case, each page a fault after every round. Its pages a
 second and the time of a batch of 64 pages are measured untracked and, in the same process, during rounds without end; the
 link is held at --bandwidth, so that rounds come as on a network. What is compared is what it would do without competition
 for the processors (tests/programs/writers.c), for both engines run on them, too."""
-import argparse
-import pathlib
-import statistics
-import sys
-
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent / "e2e")]
-from bench_record import publish  # noqa: E402
-from control import ENDLESS, await_status, migrate, rates, say  # noqa: E402
-from godwit import Hosts, Program, receive  # noqa: E402
+from bench_record import markdown, progress, spread, told
+from control import ENDLESS, await_status, migrate, rates, say
+from godwit import Hosts, Program, receive
 
 TRACKERS = ("uffd", "uffd-sync")
 
 
 def median(samples, what):
-    return statistics.median(sample[what] for sample in samples)
+    return spread([sample[what] for sample in samples])["median"]
 
 
 def taxed(hosts, tracker, arguments):
@@ -39,25 +31,25 @@ def taxed(hosts, tracker, arguments):
     return free, tracked
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser):
     parser.add_argument("--mib", type=int, default=64)
     parser.add_argument("--samples", type=int, default=7)
     parser.add_argument("--bandwidth", default="125M")
-    parser.add_argument("--json", help="write the JSON here instead of to stdout")
-    arguments = parser.parse_args()
-    results = {}
+
+
+def run(arguments):
+    arguments.samples = 3 if arguments.quick else arguments.samples
+    trackers = {}
     with Hosts("A", "B") as hosts:
         for tracker in TRACKERS:
             free, tracked = taxed(hosts, tracker, arguments)
-            ratios = [one["pages_alone"] / median(free, "pages_alone") for one in tracked]
-            results[tracker] = {"free": free, "tracked": tracked, "throughput": statistics.median(ratios)}
-            print(f"{tracker}: {statistics.median(ratios):.2f} of its throughput ({min(ratios):.2f}..{max(ratios):.2f}); "
-                  f"64 pages take {median(free, 'batch_p50_us'):.0f} us untracked (p99 {median(free, 'batch_p99_us'):.0f}), "
-                  f"{median(tracked, 'batch_p50_us'):.0f} us tracked (p99 {median(tracked, 'batch_p99_us'):.0f})", flush=True)
-    publish("tax", {"mib": arguments.mib, "bandwidth": arguments.bandwidth, "trackers": results}, arguments.json)
-    return 0
+            shares = spread([one["pages_alone"] / median(free, "pages_alone") for one in tracked])
+            trackers[tracker] = {"free": free, "tracked": tracked, "throughput": shares}
+            progress(f"tax {tracker}: {told(shares)} of its throughput")
+    return {"mib": arguments.mib, "bandwidth": arguments.bandwidth, "trackers": trackers}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def table(result):
+    rows = [[f"`{name}`", told(one["throughput"]), *(f"{median(one[when], what):.0f} us" for what in ("batch_p50_us", "batch_p99_us")
+                                                  for when in ("free", "tracked"))] for name, one in result["trackers"].items()]
+    return markdown(["tracker", "of its throughput", "64 pages untracked, median", "tracked", "p99 untracked", "tracked"], rows)

@@ -1,21 +1,12 @@
-#!/usr/bin/python3
-"""Bench `throughput`: pre-copy of 1 GiB between two hosts while the program runs, against raw TCP over the same wire in the
-same run, alternating. Prints the ratio, and one JSON object; passes or fails on nothing.
+"""Bench `throughput`: pre-copy of 1 GiB between two hosts while the program runs, over one and more channels, against raw
+TCP over the same wire in the same run, in turn.
 
 A virtual machine's host may take free pages away; then the first touch of each costs ten times as much, or nothing, by
-chance. So before each measurement as much memory as it needs is touched and given back; --cold leaves that out.
-
-throughput.py [--runs N] [--mib N] [--channels N] [--cold] [--json FILE]"""
-import argparse
-import pathlib
-import statistics
+chance. So before each measurement as much memory as it needs is touched and given back; --cold leaves that out."""
 import subprocess
-import sys
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "support"))
-from bench_record import publish  # noqa: E402
-from godwit import BUILD, Failure, Hosts, Program, move  # noqa: E402
+from bench_record import markdown, progress, spread, told
+from godwit import BUILD, Failure, Hosts, Program, move
 
 
 def warm(mib):
@@ -50,15 +41,18 @@ def precopy(hosts, mib, channels, prepare):
             "seconds": first["duration_us"] / 1e6, "total_ms": completed["total_ms"]}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser):
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--mib", type=int, default=1024)
-    parser.add_argument("--channels", type=int, default=1)
-    parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--json", help="write the JSON here instead of to stdout")
-    arguments = parser.parse_args()
-    raw, kept, rounds = [], [], []
+    parser.add_argument("--channels", default="1,2,4,auto")
+    parser.add_argument("--cold", action="store_true", default=False)
+
+
+def run(arguments):
+    if arguments.quick:
+        arguments.runs, arguments.mib = 3, 256
+    raw, kept = [], []
+    rounds = {channels: [] for channels in arguments.channels.split(",")}
     prepare = (lambda mib: None) if arguments.cold else warm
     with Hosts("A", "B") as hosts:
         for _ in range(arguments.runs):
@@ -66,17 +60,18 @@ def main():
             raw.append(raw_tcp(hosts, arguments.mib))
             prepare(arguments.mib)
             kept.append(raw_tcp(hosts, arguments.mib, str(arguments.mib)))
-            rounds.append(precopy(hosts, arguments.mib, arguments.channels, prepare))
-            print(f"raw TCP {raw[-1]:.2f} GB/s, into fresh memory {kept[-1]:.2f} GB/s, pre-copy {rounds[-1]['gb_per_s']:.2f} GB/s of memory, "
-                  f"{rounds[-1]['wire_gb_per_s']:.2f} GB/s on the wire", flush=True)
-    ratios, to_kept = ([one["gb_per_s"] / base for one, base in zip(rounds, yardstick)] for yardstick in (raw, kept))
-    print(f"pre-copy of {arguments.mib} MiB: {statistics.median(ratios):.2f} of raw TCP (median of {len(ratios)}, "
-          f"{min(ratios):.2f}..{max(ratios):.2f}), {statistics.median(to_kept):.2f} of raw TCP into fresh memory "
-          f"({min(to_kept):.2f}..{max(to_kept):.2f})")
-    publish("throughput", {"mib": arguments.mib, "ratio": statistics.median(ratios), "ratios": ratios, "raw_gb_per_s": raw,
-                           "kept_ratios": to_kept, "kept_gb_per_s": kept, "precopy": rounds}, arguments.json)
-    return 0
+            for channels, done in rounds.items():
+                done.append(precopy(hosts, arguments.mib, channels, prepare))
+            progress(f"throughput: raw TCP {raw[-1]:.2f} GB/s, into fresh memory {kept[-1]:.2f} GB/s, pre-copy "
+                     + ", ".join(f"{done[-1]['gb_per_s']:.2f} ({channels})" for channels, done in rounds.items()))
+    return {"mib": arguments.mib, "raw_gb_per_s": raw, "kept_gb_per_s": kept, "precopy": rounds}
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def table(result):
+    raw, kept = result["raw_gb_per_s"], result["kept_gb_per_s"]
+    rows = [["raw TCP, thrown away", told(spread(raw)), "1", ""], ["raw TCP, kept in fresh memory", told(spread(kept)), "", "1"]]
+    for channels, done in result["precopy"].items():
+        speeds = [one["gb_per_s"] for one in done]
+        rows.append([f"pre-copy, --channels {channels}", told(spread(speeds)),
+                     *(told(spread([speed / base for speed, base in zip(speeds, yardstick)])) for yardstick in (raw, kept))])
+    return f"{result['mib']} MiB; ratios are of the same turn\n\n" + markdown(["", "GB/s", "of raw TCP", "of raw TCP into fresh memory"], rows)

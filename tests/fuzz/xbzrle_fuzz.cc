@@ -3,7 +3,8 @@
 //   0  a delta                   decode_xbzrle() on a page
 //   1  an encoding, a payload    decode_page()
 //   2  a payload                 decode_page() as a delta against the right base
-//   3  room, changes             encode_xbzrle() of a page with these changes, in so much room
+//   3  room, changes             encode_xbzrle() of a page with these changes, in so much room, by all
+//   kernels
 // A libFuzzer target; the unit tests replay its corpus.
 #include <algorithm>
 #include <array>
@@ -15,6 +16,8 @@
 #include <vector>
 
 #include "engine/codec/decoder.h"
+#include "engine/codec/diff_mask.h"
+#include "engine/codec/run_writer.h"
 #include "engine/codec/xbzrle.h"
 
 namespace godwit::codec {
@@ -71,6 +74,26 @@ void fuzz_page_with_base(Input input) {
   fuzz_page(PageEncoding::kXbzrle, payload);
 }
 
+// All ways to write the runs give the same bytes in the same room.
+void compare_writers(const Page& before, const Page& after, size_t room) {
+  DiffMask mask;
+  const DiffCount count = diff(before.data(), after.data(), kPageSize, mask);
+  for (const DiffKernel& kernel : diff_kernels()) {
+    DiffMask other;
+    require(kernel.diff(before.data(), after.data(), kPageSize, other) == count);
+    require(std::equal(other.words.begin(), other.words.begin() + kPageSize / 64, mask.words.begin()));
+    require(other.with_edges[0] == mask.with_edges[0]);
+  }
+  if (count.bytes == 0) return;
+  std::vector<std::byte> expected(room), out(room);
+  const size_t size = run_writers().front().write(mask, count, after, expected);
+  for (const RunWriter& writer : run_writers()) {
+    require(writer.write(mask, count, after, out) == size);
+    require(size == kNoRoom ||
+            std::equal(out.begin(), out.begin() + static_cast<ptrdiff_t>(size), expected.begin()));
+  }
+}
+
 void fuzz_encoder(Input input) {
   if (input.size() < 2) return;
   const size_t room =
@@ -82,6 +105,7 @@ void fuzz_encoder(Input input) {
     at = (at + std::to_integer<size_t>(input[i])) % kPageSize;
     after[at] ^= input[i + 1];
   }
+  compare_writers(before, after, room);
   std::vector<std::byte> out(room);  // of exactly this size: the sanitizer sees a byte behind it
   const DeltaResult delta = encode_xbzrle(before, after, out);
   require(delta.size <= room);

@@ -1,7 +1,8 @@
 // A heart that beats every 0.2 ms by CLOCK_REALTIME and remembers its longest pauses: what a program notices
-// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]: touches that much memory,
-// rewrites pages of it at that pace, stores single words all over it at that, and on each check verifies all
-// of it and writes DIR/beats.N: JSON with the longest pauses since the last check.
+// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES]]]: touches that much
+// memory, rewrites pages of it at that pace, stores single words all over it at that, rewrites so many pages,
+// spread over it, every 2 ms, and on each check verifies all of it and writes DIR/beats.N: JSON with the
+// longest pauses since the last check.
 #include "program.h"
 
 #include <pthread.h>
@@ -22,6 +23,7 @@ static uint32_t* generation;
 static size_t pages;
 static uint32_t* stores;
 static long dirty_per_s, stores_per_s;
+static size_t hot_pages;
 static pthread_mutex_t page_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void remember(int64_t at, int64_t gap) {
@@ -63,6 +65,11 @@ static void store_word(size_t page) {
   ((uint64_t*)(memory + page * kPage))[1] = ++stores[page];
 }
 
+static void rewrite_page(size_t page) {
+  generation[page]++;
+  write_page(page);
+}
+
 static void* dirty_main(void* unused) {
   const size_t per_turn = (size_t)dirty_per_s * 256 / 500;  // pages in 2 ms
   const size_t words_per_turn = (size_t)stores_per_s / 500;
@@ -71,11 +78,8 @@ static void* dirty_main(void* unused) {
   clock_gettime(CLOCK_MONOTONIC, &next);
   for (;;) {
     pthread_mutex_lock(&page_lock);
-    for (size_t i = 0; i < per_turn; i++) {
-      size_t page = (random = mix(random + 1)) % pages;
-      generation[page]++;
-      write_page(page);
-    }
+    for (size_t i = 0; i < per_turn; i++) rewrite_page((random = mix(random + 1)) % pages);
+    for (size_t i = 0; i < hot_pages; i++) rewrite_page(i * (pages / hot_pages));
     for (size_t i = 0; i < words_per_turn; i++) store_word((random = mix(random + 1)) % pages);
     pthread_mutex_unlock(&page_lock);
     next.tv_nsec += 2000000;
@@ -93,7 +97,7 @@ static void prepare(void) {
   for (size_t page = 0; page < pages; page++) write_page(page);
   pthread_t thread;
   MUST(!pthread_create(&thread, NULL, beat_main, NULL));
-  if (dirty_per_s || stores_per_s) MUST(!pthread_create(&thread, NULL, dirty_main, NULL));
+  if (dirty_per_s || stores_per_s || hot_pages) MUST(!pthread_create(&thread, NULL, dirty_main, NULL));
 }
 
 static const char* check(int round) {
@@ -120,11 +124,12 @@ static const char* check(int round) {
 int main(int argc, char** argv) {
   static const Case cases[] = {{"heartbeat", prepare, check, false}, {NULL, NULL, NULL, false}};
   if (argc < 3) {
-    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S]]\n", argv[0]);
+    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES]]]\n", argv[0]);
     return 2;
   }
   pages = (size_t)atol(argv[2]) * 256;
   dirty_per_s = argc > 3 ? atol(argv[3]) : 0;
   stores_per_s = argc > 4 ? atol(argv[4]) : 0;
+  hot_pages = argc > 5 ? (size_t)atol(argv[5]) : 0;
   return program_main(2, argv, cases);
 }

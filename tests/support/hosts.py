@@ -377,6 +377,11 @@ class Hosts:
     def __iter__(self):
         return iter(self._hosts.values())
 
+    @property
+    def switch(self):
+        """The host whose bridge joins the others."""
+        return self._switch
+
     def link(self, host, up):
         """Plug or pull the cable of a host at the switch: frames vanish, as with a dead link."""
         self._switch.net("ip", "link", "set", host.port, "up" if up else "down")

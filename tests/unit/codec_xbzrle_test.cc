@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/codec/diff_mask.h"
+#include "engine/codec/run_writer.h"
 #include "tests/unit/codec_test_pages.h"
 #include "tests/unit/codec_vectors.h"
 
@@ -154,6 +155,45 @@ TEST(Xbzrle, RandomPagesAgreeWithThePlainEncoderAndComeBack) {
   }
   EXPECT_GT(encoded, 1000u);
   EXPECT_GT(overflowed, 300u);
+}
+
+// Each writer of this CPU gives what the grammar says: pages in fragments with stretches of long lengths,
+// runs at the first and the last byte, blocks that end inside a vector, and rooms that are too small.
+TEST(Xbzrle, EveryRunWriterGivesTheSameBytes) {
+  Random random(5);
+  for (const RunWriter& writer : run_writers()) {
+    size_t written = 0, overflowed = 0;
+    for (int round = 0; round < 4000; ++round) {
+      const size_t size = round % 4 == 0 ? 1 + below(random, kMaxBlock) : kPageSize;
+      ByteVector old_page(size);
+      fill_random(random, old_page);
+      ByteVector new_page = old_page;
+      // Fragments of some density in one part of the block, a few longer runs anywhere.
+      const size_t first = below(random, 2) * below(random, size), every = 1 + below(random, 100);
+      const size_t last = first + below(random, 2 * (size - first));
+      for (size_t i = first; i < std::min(last, size); ++i) {
+        if (below(random, every) == 0) new_page[i] ^= std::byte{0x5a};
+      }
+      if (round % 3 == 0) scribble(random, new_page, 4, 400);
+      DiffMask mask;
+      const DiffCount count = diff(old_page.data(), new_page.data(), size, mask);
+      if (count.bytes == 0 || count.bytes > kMaxLength) continue;
+      const size_t room = round % 2 == 0 ? size + 64 : below(random, size + 8);
+      Fenced out(room);
+      ByteVector expected;
+      const DeltaResult want = naive_encode(old_page, new_page, room, expected);
+      const size_t got = writer.write(mask, count, new_page, out.room());
+      ASSERT_TRUE(out.intact()) << writer.name << " round " << round;
+      ASSERT_EQ(got, want.outcome == DeltaOutcome::kEncoded ? want.size : kNoRoom)
+          << writer.name << " round " << round << " size " << size << " room " << room;
+      overflowed += got == kNoRoom ? 1 : 0;
+      if (got == kNoRoom) continue;
+      ASSERT_EQ(out.front(got), expected) << writer.name << " round " << round;
+      ++written;
+    }
+    EXPECT_GT(written, 2000u) << writer.name;
+    EXPECT_GT(overflowed, 100u) << writer.name;
+  }
 }
 
 // Every room from nothing to more than enough: the bound holds and the smallest that works is the

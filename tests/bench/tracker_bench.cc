@@ -1,8 +1,8 @@
-// What one look at a process's memory costs, beside memcpy in the same run: collect(), survey() and
-// last_pass() of both trackers over memory that is clean, sparsely written, all written, huge or untouched,
-// with one thread and two; what a first write to a clean page costs the process; then the release. Prints one
-// JSON object a line, median and quartiles: microseconds per GiB, or nanoseconds a write. Size in MiB as the
-// argument (512).
+// Bench `tracker`: what it costs to find what a process has written. First a round of each tracker over
+// memory size and number of pages written, in turn, each with a process of its own; then one look of each
+// kind, per GiB, at memory that is clean, sparsely written, all written, huge or untouched, with one thread
+// and two, beside memcpy; what a first write to a clean page costs the process; and the release. One JSON
+// object a row, in microseconds or nanoseconds. `--quick` for a look.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
@@ -21,21 +21,25 @@
 #include <memory>
 #include <vector>
 
+#include "ebpf/write_log.h"
 #include "engine/base/clock.h"
 #include "engine/base/mapping.h"
 #include "engine/base/pidfd.h"
+#include "tests/bench/figures.h"
 #include "uffd/sync_tracker.h"
 #include "uffd/wp_tracker.h"
 
 namespace godwit::uffd {
 namespace {
 
+using bench::Samples;
+
 constexpr int kRuns = 9;
 
 template <typename T>
 T must(Result<T> result) {
   if (result.ok()) return result.take();
-  fmt::print(stderr, "scan_bench: {}\n", result.error().message());
+  fmt::print(stderr, "tracker_bench: {}\n", result.error().message());
   std::exit(1);
 }
 
@@ -75,6 +79,8 @@ class Subject {
     if (::write(ask_[1], &stride, sizeof stride) < 0 || ::read(answer_[0], &stride, sizeof stride) <= 0)
       std::exit(1);
   }
+  /// So many pages, each far from the one before.
+  void write_pages(uint64_t count) { write_every(kCounted + count); }
   /// One page in 16, each far from the one before.
   void write_scattered() { write_every(kScattered); }
   [[nodiscard]] double last_nanos() const { return static_cast<double>(shared_->nanos); }
@@ -95,6 +101,7 @@ class Subject {
 
  private:
   static constexpr uint64_t kMakeUffd = UINT64_MAX, kCloseUffd = UINT64_MAX - 1, kScattered = UINT64_MAX - 2;
+  static constexpr uint64_t kCounted = uint64_t{1} << 62;  // and behind it the number
 
   [[noreturn]] void serve(bool huge, bool populate) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -120,13 +127,15 @@ class Subject {
   }
 
   void write(uint64_t stride) {
-    if (stride == kScattered) {
-      // 7919 is prime, so that all pages differ.
-      const uint64_t pages = size_ / kPageSize;
-      for (uint64_t i = 0; i < pages / 16; i++) touch(i * 16 * 7919 % pages * kPageSize);
-      return;
-    }
+    const uint64_t pages = size_ / kPageSize;
+    if (stride == kScattered) return write_far_apart(pages / 16);
+    if (stride >= kCounted) return write_far_apart(stride - kCounted);
     for (uint64_t at = 0; stride != 0 && at < size_; at += stride * kPageSize) touch(at);
+  }
+  void write_far_apart(uint64_t count) {
+    // Odd, so that all pages of a power of two differ; and far from the page before.
+    const uint64_t pages = size_ / kPageSize, stride = pages * 5 / 13 | 1;
+    for (uint64_t i = 0; i < count; i++) touch(i * stride % pages * kPageSize);
   }
   void touch(uint64_t at) {
     auto* word = reinterpret_cast<volatile uint64_t*>(shared_->base + at);
@@ -140,29 +149,21 @@ class Subject {
   pid_t pid_ = 0;
 };
 
-void report(const char* what, unsigned threads, size_t size, std::vector<double> micros) {
-  std::sort(micros.begin(), micros.end());
-  const double per_gib = static_cast<double>(1024_MiB) / static_cast<double>(size);
-  const auto at = [&](size_t quarter) { return micros[(micros.size() - 1) * quarter / 4] * per_gib; };
-  fmt::print(
-      "{{\"what\":\"{}\",\"threads\":{},\"runs\":{},\"us_per_gib\":{:.1f},\"p25\":{:.1f},\"p75\":{:.1f}}}\n",
-      what, threads, micros.size(), at(2), at(1), at(3));
+void report(const std::string& what, unsigned threads, size_t size, const Samples& micros) {
+  const double gib = static_cast<double>(size) / static_cast<double>(1024_MiB);
+  bench::Row(what).number("threads", threads).samples("us a GiB", micros, 1 / gib);
 }
 
-double time_of(const std::function<void()>& work) {
-  const Nanos start = monotonic_now();
-  work();
-  return static_cast<double>((monotonic_now() - start).count()) / 1000;
+double micros_of(const std::function<void()>& work) {
+  return bench::nanos_of(work) / 1000;
 }
 
 void bench_memcpy(size_t size) {
   const Mapping from = must(Mapping::anonymous(size)), to = must(Mapping::anonymous(size));
   std::memset(from.data(), 1, size);
   std::memset(to.data(), 1, size);
-  std::vector<double> micros;
-  micros.reserve(kRuns);
-  for (int i = 0; i < kRuns; i++)
-    micros.push_back(time_of([&] { std::memcpy(to.data(), from.data(), size); }));
+  Samples micros;
+  for (int i = 0; i < kRuns; i++) micros.add(micros_of([&] { std::memcpy(to.data(), from.data(), size); }));
   report("memcpy", 1, size, micros);
 }
 
@@ -174,50 +175,41 @@ void bench_tracker(Subject& subject, Tracker which, const char* memory, unsigned
   const AddressRange range = subject.range();
   must(tracker.collect(range));
   for (const uint64_t stride : strides) {
-    std::vector<double> micros;
+    Samples micros;
     for (int i = 0; i < kRuns; i++) {
       subject.write_every(stride);
-      micros.push_back(time_of([&] { must(tracker.collect(range)); }));
+      micros.add(micros_of([&] { must(tracker.collect(range)); }));
     }
-    report(fmt::format("collect {} {}", kind, stride == 0 ? "clean" : fmt::format("1/{} written", stride))
-               .c_str(),
-           threads, range.size(), micros);
+    const std::string written = stride == 0 ? "clean" : fmt::format("1/{} written", stride);
+    report(fmt::format("collect {} {}", kind, written), threads, range.size(), micros);
   }
-  std::vector<double> micros;
-  micros.reserve(kRuns);
+  Samples micros;
   must(tracker.collect(range));
-  for (int i = 0; i < kRuns; i++) micros.push_back(time_of([&] { must(tracker.survey(range)); }));
-  report(fmt::format("survey {}", kind).c_str(), threads, range.size(), micros);
+  for (int i = 0; i < kRuns; i++) micros.add(micros_of([&] { must(tracker.survey(range)); }));
+  report(fmt::format("survey {}", kind), threads, range.size(), micros);
   subject.write_every(strides.size() > 1 ? strides[1] : 0);
-  micros.clear();
-  for (int i = 0; i < kRuns; i++) micros.push_back(time_of([&] { must(tracker.last_pass(range)); }));
-  report(fmt::format("last pass {}", kind).c_str(), threads, range.size(), micros);
+  micros = Samples();
+  for (int i = 0; i < kRuns; i++) micros.add(micros_of([&] { must(tracker.last_pass(range)); }));
+  report(fmt::format("last pass {}", kind), threads, range.size(), micros);
 }
 
 /// What a first write to a clean page costs the process.
 void bench_writes(Subject& subject) {
-  const auto report_writes = [&](const std::string& what, uint64_t writes, std::vector<double> nanos) {
-    std::sort(nanos.begin(), nanos.end());
-    const auto at = [&](size_t quarter) {
-      return nanos[(nanos.size() - 1) * quarter / 4] / static_cast<double>(writes);
-    };
-    fmt::print("{{\"what\":\"{}\",\"runs\":{},\"ns_a_write\":{:.0f},\"p25\":{:.0f},\"p75\":{:.0f}}}\n", what,
-               nanos.size(), at(2), at(1), at(3));
-  };
   const uint64_t pages = subject.range().pages();
   for (const char* how : {"one after the other", "scattered"}) {
     const bool scattered = how[0] == 's';
     const auto measure = [&](const std::string& name, DirtyTracker* tracker) {
-      std::vector<double> nanos;
+      Samples nanos;
       for (int i = 0; i < kRuns; i++) {
         if (tracker != nullptr) must(tracker->collect(subject.range()));
         if (scattered)
           subject.write_scattered();
         else
           subject.write_every(1);
-        nanos.push_back(subject.last_nanos());
+        nanos.add(subject.last_nanos());
       }
-      report_writes(fmt::format("first write {} {}", name, how), scattered ? pages / 16 : pages, nanos);
+      bench::Row(fmt::format("first write {} {}", name, how))
+          .samples("ns a write", nanos, 1 / static_cast<double>(scattered ? pages / 16 : pages));
     };
     measure("untracked", nullptr);
     for (const Tracker which : kTrackers) measure(name_of(which), subject.track(which, 1).get());
@@ -228,26 +220,123 @@ void bench_writes(Subject& subject) {
 void bench_file_question(Subject& subject) {
   PageScanner scanner = must(PageScanner::create(subject.pid(), 1));
   for (const uint64_t extra : {uint64_t{0}, uapi::kPageIsFile}) {
-    std::vector<double> micros;
+    Samples micros;
     for (int i = 0; i < kRuns; i++) {
       PageRegions found;
       const ScanQuery query{0, uapi::kPageIsPresent, 0, uapi::kPageIsPresent | extra};
-      micros.push_back(time_of([&] { (void)scanner.scan(subject.range(), query, found); }));
+      micros.add(micros_of([&] { (void)scanner.scan(subject.range(), query, found); }));
     }
     report(extra == 0 ? "plain scan" : "plain scan asking FILE", 1, subject.range().size(), micros);
   }
 }
 
 void bench_release(size_t size, Tracker which, bool in_pieces) {
-  std::vector<double> micros;
+  Samples micros;
   for (int i = 0; i < 3; i++) {
     Subject subject(size, false, true);
     auto tracker = subject.track(which, 1);
     must(tracker->collect(subject.range()));
-    micros.push_back(time_of([&] { in_pieces ? tracker->release() : tracker.reset(); }));
+    micros.add(micros_of([&] { in_pieces ? tracker->release() : tracker.reset(); }));
   }
-  report(fmt::format("release {} {}", name_of(which), in_pieces ? "area by area" : "at once").c_str(), 1,
-         size, micros);
+  report(fmt::format("release {} {}", name_of(which), in_pieces ? "area by area" : "at once"), 1, size,
+         micros);
+}
+
+/// One way to find what was written since its last round. A tracker alone looks at all of the memory; a guide
+/// that knows where to look is one more class and one more line in contenders().
+class Contender {
+ public:
+  virtual ~Contender() = default;
+  virtual void round() = 0;
+};
+
+class WholeLook final : public Contender {
+ public:
+  WholeLook(Subject& subject, Tracker which) : range_(subject.range()), tracker_(subject.track(which, 1)) {}
+  void round() override { must(tracker_->collect(range_)); }
+
+ private:
+  AddressRange range_;
+  std::unique_ptr<DirtyTracker> tracker_;
+};
+
+/// The tracker looks only where the log of write faults heard one, or everywhere when that is more than a
+/// guide is worth.
+class GuidedLook final : public Contender {
+ public:
+  explicit GuidedLook(Subject& subject)
+      : range_(subject.range()),
+        tracker_(subject.track(Tracker::kUffd, 1)),
+        log_(must(ebpf::FaultLog::create(subject.pid()))) {}
+  void round() override {
+    const auto heard = log_->heard(range_.pages() / kPagesAWrite);
+    if (!heard || first_) {
+      must(tracker_->collect(range_));
+      first_ = false;
+      return;
+    }
+    for (const AddressRange& part : *heard) {
+      if (part.overlaps(range_)) must(tracker_->collect(intersect(part, range_)));
+    }
+  }
+
+ private:
+  static constexpr size_t kPagesAWrite = 400;  // that a whole look sees in the time that one more part costs
+  AddressRange range_;
+  std::unique_ptr<DirtyTracker> tracker_;
+  std::unique_ptr<ebpf::FaultLog> log_;
+  bool first_ = true;
+};
+
+struct Entry {
+  std::string name;
+  std::function<std::unique_ptr<Contender>(Subject&)> make;
+};
+std::vector<Entry> contenders() {
+  std::vector<Entry> entries = {
+      {"uffd", [](Subject& s) { return std::make_unique<WholeLook>(s, Tracker::kUffd); }},
+      {"uffd-sync", [](Subject& s) { return std::make_unique<WholeLook>(s, Tracker::kUffdSync); }},
+  };
+  const auto log = ebpf::FaultLog::create(::getpid());
+  if (log.ok())
+    entries.push_back({"ebpf", [](Subject& s) { return std::make_unique<GuidedLook>(s); }});
+  else
+    fmt::print(stderr, "tracker: without ebpf: {}\n", log.error().message());
+  return entries;
+}
+
+bool fits(size_t bytes) {
+  return bytes < static_cast<size_t>(::sysconf(_SC_AVPHYS_PAGES)) * kPageSize / 4 * 3;
+}
+
+/// Rounds of all contenders over one size, in turn.
+void bench_rounds(size_t size, const std::vector<uint64_t>& written) {
+  const std::vector<Entry> entries = contenders();
+  if (!fits(size * entries.size()))
+    return fmt::print(stderr, "tracker: no room for {} times {} MiB\n", entries.size(), size >> 20);
+  std::vector<std::unique_ptr<Subject>> subjects;
+  std::vector<std::unique_ptr<Contender>> at_work;
+  for (const Entry& entry : entries) {
+    subjects.push_back(std::make_unique<Subject>(size, false, true));
+    at_work.push_back(entry.make(*subjects.back()));
+    at_work.back()->round();
+  }
+  for (const uint64_t count : written) {
+    std::vector<Samples> micros(entries.size());
+    for (int run = 0; run < kRuns; run++) {
+      for (size_t i = 0; i < entries.size(); i++) {
+        subjects[i]->write_pages(std::min(count, size / kPageSize));
+        micros[i].add(micros_of([&] { at_work[i]->round(); }));
+      }
+    }
+    for (size_t i = 0; i < entries.size(); i++) {
+      bench::Row("round")
+          .word("tracker", entries[i].name)
+          .number("MiB", static_cast<double>(size >> 20))
+          .number("written", static_cast<double>(std::min(count, size / kPageSize)))
+          .samples("us", micros[i]);
+    }
+  }
 }
 
 void run(size_t size) {
@@ -276,6 +365,10 @@ void run(size_t size) {
 }  // namespace godwit::uffd
 
 int main(int argc, char** argv) {
-  const size_t mib = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 512;
-  godwit::uffd::run(std::max<size_t>(mib, 2) << 20);
+  using namespace godwit;
+  const bool quick = argc > 1 && std::strcmp(argv[1], "--quick") == 0;
+  std::vector<size_t> sizes = {64_MiB, 256_MiB};
+  if (!quick) sizes.insert(sizes.end(), {1024_MiB, 4096_MiB});
+  for (const size_t size : sizes) uffd::bench_rounds(size, {0, 100, 1000, 10000});
+  uffd::run(quick ? 64_MiB : 512_MiB);
 }
