@@ -5,7 +5,7 @@
  * There is one call that makes the first one of a file, mmap; all others (fork, mremap) begin from one that
  * is there. At its beginning the descriptor tells the file; but another thread may give that number to
  * another file during the call. At its end the mapping itself tells; but another thread may have replaced
- * that. Only who does both during one call is missed. */
+ * that, or hold its lock: then it is taken for one of any file that the process has open. */
 #include <linux/bpf.h>
 
 #include <bpf/bpf_core_read.h>
@@ -57,7 +57,7 @@ struct {
   __uint(max_entries, 16384);
 } watched SEC(".maps");
 
-__u64 untold; /* mappings of a file that could not be told */
+__u64 untold; /* mappings of files that may be any */
 
 /* asm/unistd_64.h and unistd_32.h */
 #define MMAP 9
@@ -91,9 +91,13 @@ static int look_at(struct call* call, const struct pt_regs___x86* regs, unsigned
   return (nr & ~X32) == MMAP;
 }
 
-static __u64 inode_behind(unsigned int fd) {
+static struct fdtable* own_table(void) {
   struct task_struct* task = bpf_get_current_task_btf();
-  struct fdtable* table = BPF_CORE_READ(task, files, fdt);
+  return BPF_CORE_READ(task, files, fdt);
+}
+
+static __u64 inode_behind(unsigned int fd) {
+  struct fdtable* table = own_table();
   struct file** files = BPF_CORE_READ(table, fd);
   struct file* file = 0;
   if (fd >= BPF_CORE_READ(table, max_fds)) return 0;
@@ -119,6 +123,20 @@ int BPF_PROG(call_begin, struct pt_regs___x86* regs, long nr) {
   return 0;
 }
 
+static long look_at_descriptor(__u32 fd, void* unused) {
+  const __u64 inode = inode_behind(fd);
+  if (inode) count_mapping_of(inode);
+  return 0;
+}
+
+/* The mapping may be of any of them. */
+#define MOST_DESCRIPTORS 4096
+static void count_all_open(void) {
+  const __u32 room = BPF_CORE_READ(own_table(), max_fds);
+  if (room > MOST_DESCRIPTORS || bpf_loop(room, look_at_descriptor, 0, 0) < 0)
+    __sync_fetch_and_add(&untold, 1);
+}
+
 static long look_at_area(struct task_struct* task, struct vm_area_struct* area, void* unused) {
   count_mapping_of((__u64)BPF_CORE_READ(area, vm_file, f_inode));
   return 0;
@@ -130,7 +148,6 @@ int BPF_PROG(call_end, struct pt_regs___x86* regs, long result) {
   if (!look_at(&call, regs, BPF_CORE_READ(regs, orig_ax)) || !is_shared_file(&call)) return 0;
   if ((unsigned long)result >= -MAX_ERRNO) return 0;
   /* Nothing there any more, or somebody else has the lock. */
-  if (bpf_find_vma(bpf_get_current_task_btf(), (__u64)result, look_at_area, 0, 0))
-    __sync_fetch_and_add(&untold, 1);
+  if (bpf_find_vma(bpf_get_current_task_btf(), (__u64)result, look_at_area, 0, 0)) count_all_open();
   return 0;
 }

@@ -6,6 +6,8 @@
 #include <array>
 #include <utility>
 
+#include "engine/base/log.h"
+
 namespace godwit::migration {
 
 Result<ObjectSender> ObjectSender::create(wire::RecordWriter& writer, BatchSender& sender) {
@@ -74,7 +76,10 @@ Result<ObjectSender::Pass> ObjectSender::pass(bool frozen) {
   Pass done;
   for (auto& [id, known] : known_) {
     const std::optional<ObjectLook> now = std::exchange(known.now, std::nullopt);
-    if (now && known.read_as_of && is_unchanged(*known.read_as_of, *now)) continue;
+    const std::string_view why = now && known.read_as_of ? why_changed(*known.read_as_of, *now)
+                                                         : "nothing vouches for the last reading";
+    if (why.empty()) continue;
+    log_debug("object {:#x} is read{}: {}", id, frozen ? " in the freeze" : "", why);
     known.read_as_of.reset();
     batch_.begin_object(id);
     TRY(frozen && scan_ ? pass_differing(known, done) : pass_all(known, done));

@@ -45,11 +45,15 @@ Status look_at_times(int fd, ObjectLook& look) {
 
 }  // namespace
 
-bool is_unchanged(const ObjectLook& before, const ObjectLook& now) {
-  const auto facts = [](const ObjectLook& look) {
-    return std::tuple(look.changed_s, look.changed_ns, look.size, look.blocks, look.mappings_made);
+std::string_view why_changed(const ObjectLook& before, const ObjectLook& now) {
+  const auto stamp = [](const ObjectLook& look) {
+    return std::tuple(look.changed_s, look.changed_ns, look.size, look.blocks);
   };
-  return before.settled && !before.mapped && !now.mapped && facts(before) == facts(now);
+  if (before.mapped || now.mapped) return "somebody maps it for writing";
+  if (before.mappings_made != now.mappings_made) return "somebody mapped it since";
+  if (stamp(before) != stamp(now)) return "it was written by a call";
+  if (!before.settled) return "it was written shortly before, or is not on tmpfs";
+  return {};
 }
 
 Result<ObjectWatch> ObjectWatch::create() {

@@ -8,6 +8,7 @@
 
 #include <map>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "ebpf/open_files.h"
@@ -25,8 +26,12 @@ struct ObjectLook {
   bool settled = false;  ///< a write by descriptor from now on will change its ctime
 };
 
-/// INVARIANT: true means that the contents are those that a reading found which began after `before`.
-bool is_unchanged(const ObjectLook& before, const ObjectLook& now);
+/// Why the contents may be others than those that a reading found which began after `before`. INVARIANT: if
+/// nothing, they are the same.
+std::string_view why_changed(const ObjectLook& before, const ObjectLook& now);
+inline bool is_unchanged(const ObjectLook& before, const ObjectLook& now) {
+  return why_changed(before, now).empty();
+}
 
 class ObjectWatch {
  public:
