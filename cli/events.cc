@@ -42,6 +42,7 @@ ordered_json to_json(const migration::RoundStats& r) {
           {"interval_us", to_micros(r.interval)},
           {"duration_us", to_micros(r.duration)},
           {"scan_us", to_micros(r.scan)},
+          {"guided", r.guided},
           {"cpu-throttle-percentage", r.throttle_percent}};
 }
 
@@ -149,6 +150,7 @@ void Events::completed(const migration::Report& r) const {
   print_json({{"event", "completed"},
               {"pid", r.pid},
               {"tracker", r.tracker},
+              {"channels", r.channels},
               {"total_ms", to_ms(r.total)},
               {"downtime_ms", to_ms(r.downtime.total())},
               {"frozen_at_ms", to_ms(r.frozen_at)},

@@ -44,7 +44,7 @@ Result<migration::Limits> limits_of(const Arguments& arguments) {
 Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   migration::LinkOptions link;
   link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
-  link.channels = arguments.channels;
+  link.channels = arguments.channels == "auto" ? 0 : std::stoul(arguments.channels);
   link.insecure = arguments.insecure;
   link.dead_after = from_seconds(arguments.link_timeout_s);
   link.bandwidth = TRY(changes_of(arguments.limits)).bandwidth.value_or(0);
@@ -75,11 +75,11 @@ Result<migration::Compression> compression_of(const std::string& name) {
 }
 
 Result<migration::TrackerKind> tracker_of(const std::string& name) {
-  for (const auto kind :
-       {migration::TrackerKind::kAuto, migration::TrackerKind::kUffd, migration::TrackerKind::kUffdSync}) {
+  for (const auto kind : {migration::TrackerKind::kAuto, migration::TrackerKind::kEbpf,
+                          migration::TrackerKind::kUffd, migration::TrackerKind::kUffdSync}) {
     if (name == to_string(kind)) return kind;
   }
-  return fail(ErrorKind::kUsage, "read --tracker", name, "give auto, uffd or uffd-sync");
+  return fail(ErrorKind::kUsage, "read --tracker", name, "give auto, ebpf, uffd or uffd-sync");
 }
 
 Status try_migrate(const Arguments& arguments, const Events& events) {

@@ -8,8 +8,6 @@
 namespace godwit::migration {
 namespace {
 
-constexpr uint64_t kLaneBlock = 2_MiB;  ///< addresses of one block share a lane
-
 /// `range` without the parts that `taken` (sorted, disjoint) covers.
 std::vector<AddressRange> without(AddressRange range, const std::vector<AddressRange>& taken) {
   std::vector<AddressRange> left;
@@ -58,7 +56,7 @@ void add_ranges(std::vector<AddressRange>& list, const std::vector<AddressRange>
 void MemorySender::forget(AddressRange range) {
   held_.erase(range);
   shared_files_.erase(range);
-  for (auto& lane : lanes_) lane->discard(range);
+  lanes_.discard(range);
 }
 
 void MemorySender::follow(const Layout& layout) {
@@ -101,22 +99,27 @@ Status MemorySender::track(const Layout& now) {
   return {};
 }
 
-Result<PageRuns> MemorySender::collect() {
+/// What was found before an error counts: its marks are renewed.
+Status MemorySender::collect_in(AddressRange area, const std::vector<AddressRange>* guide, PageRuns& found) {
+  const std::vector<AddressRange> parts = guide == nullptr ? std::vector{area} : parts_in(*guide, area);
+  for (const AddressRange& part : parts) {
+    const PageRuns runs = TRY(tracker_.collect(part));
+    found.insert(found.end(), runs.begin(), runs.end());
+  }
+  return {};
+}
+
+Result<PageRuns> MemorySender::collect(const std::vector<AddressRange>* guide) {
   PageRuns found;
-  clean_.clear();
+  const std::vector<AddressRange> known = std::exchange(clean_, {});
   rested_.clear();
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
     if (!is_carried(vma)) continue;
-    auto runs = tracker_.collect(vma.range);
-    if (!runs.ok() && runs.error().kind == ErrorKind::kRetry) {
-      // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
-      // and so does `held_`: what the new mapping does not have is discarded in the last pass.
-      again.push_back(vma.range);
-      continue;
-    }
-    clean_.push_back(vma.range);
-    for (const PageRun& run : TRY(std::move(runs))) {
+    const bool guided = guide != nullptr && is_in(known, vma.range) && !touch(fresh_, vma.range);
+    PageRuns runs;
+    Status looked = collect_in(vma.range, guided ? guide : nullptr, runs);
+    for (const PageRun& run : runs) {
       // A clean page of a private file mapping comes from the destination's file.
       if (!is_own(vma, run)) continue;
       if (vma.kind == VmaKind::kFileShared)
@@ -124,6 +127,14 @@ Result<PageRuns> MemorySender::collect() {
       else
         found.push_back(run);
     }
+    if (!looked.ok() && looked.error().kind == ErrorKind::kRetry) {
+      // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
+      // and so does `held_`: what the new mapping does not have is discarded in the last pass.
+      again.push_back(vma.range);
+      continue;
+    }
+    TRY(std::move(looked));
+    clean_.push_back(vma.range);
   }
   TRY(add_unmarked(found));
   fresh_ = unregistered_;  // what could not be tracked yet stays so
@@ -176,80 +187,20 @@ Status MemorySender::mark_anew(AddressRange range) {
   return replaced ? Status() : std::move(unmarked);
 }
 
-/// Written pages lie scattered: what goes over one lane is read together, a chunk at a time.
-Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {
-  for (auto& lane : lanes_) lane->begin_round(bulk, last);
-  Group group;
-  for (const PageRun& run : runs) {
-    RemoteAddr at = run.range.start;
-    while (at < run.range.end) {
-      const uint64_t block_end = (at.value() / kLaneBlock + 1) * kLaneBlock;
-      const AddressRange part{at, std::min({run.range.end, at + Lane::kChunk, RemoteAddr(block_end)})};
-      Lane* lane = lanes_[lane_of_(at)].get();
-      at = part.end;
-      if (bulk) {
-        TRY(send_part(*lane, part, true, last));
-        continue;
-      }
-      if (lane != group.lane || group.size + part.size() > Lane::kChunk) TRY(send_group(group, last));
-      group.lane = lane;
-      group.ranges.push_back(part);
-      group.size += part.size();
-    }
-  }
-  TRY(send_group(group, last));
-  return flush();
-}
-
-Status MemorySender::send_group(Group& group, bool last) {
-  const Group full = std::exchange(group, Group());
-  if (full.ranges.empty()) return {};
-  Status sent = full.lane->send_again(memory_, full.ranges, last);
-  if (!sent.ok() && sent.error().err == EFAULT && !last) {
-    for (const AddressRange& range : full.ranges) TRY(send_part(*full.lane, range, false, last));
-    return {};
-  }
-  TRY(std::move(sent));
-  for (const AddressRange& range : full.ranges) note_sent(range);
-  return {};
-}
-
-Status MemorySender::send_part(Lane& lane, AddressRange range, bool bulk, bool last) {
-  Status sent = bulk ? lane.send_first(memory_, range) : lane.send_again(memory_, {&range, 1}, last);
-  if (!sent.ok() && sent.error().err == EFAULT && !last) {
-    // Part of it was unmapped after the collect. The rest was collected and will not be told again: find it.
-    if (range.pages() == 1) return {};
-    const RemoteAddr middle = range.start + range.pages() / 2 * kPageSize;
-    TRY(send_part(lane, {range.start, middle}, bulk, last));
-    return send_part(lane, {middle, range.end}, bulk, last);
-  }
-  TRY(std::move(sent));
-  note_sent(range);
-  return {};
-}
-
-void MemorySender::note_sent(AddressRange range) {
-  held_.insert(range);
-  sent_ += range.pages();
-  raw_bytes_ += range.size();
-}
-
-Status MemorySender::flush() {
-  for (auto& lane : lanes_) TRY(lane->flush());
+Status MemorySender::send(const PageRuns& runs, LaneSet::Pass pass) {
+  TRY(lanes_.send(memory_, runs, pass));
+  lanes_.for_each_sent([&](AddressRange range) {
+    held_.insert(range);
+    sent_ += range.pages();
+    raw_bytes_ += range.size();
+  });
   return {};
 }
 
 PageCounts MemorySender::counts() const {
-  PageCounts sum;
-  for (const auto& lane : lanes_) sum += lane->counts();
+  PageCounts sum = lanes_.counts();
   sum.sent = sent_;
   sum.discarded = discarded_;
-  return sum;
-}
-
-uint64_t MemorySender::wire_bytes() const {
-  uint64_t sum = 0;
-  for (const auto& lane : lanes_) sum += lane->wire_bytes();
   return sum;
 }
 

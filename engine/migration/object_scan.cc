@@ -88,8 +88,8 @@ Status read_object(const ObjectFile& file, uint64_t offset, std::span<std::byte>
 }
 
 ObjectScan::ObjectScan()
-    : pool_(std::make_unique<uffd::HelperPool>(
-          std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads) - 1)),
+    : pool_(std::make_unique<HelperPool>(std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads) -
+                                         1)),
       buffers_(pool_->size(), std::vector<std::byte>(kChunk)) {}
 
 Result<ObjectScan::Found> ObjectScan::find_differing(const ObjectFile& file, std::span<const uint64_t> sent) {

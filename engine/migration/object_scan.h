@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/helper_pool.h"
 #include "engine/base/result.h"
 #include "engine/base/units.h"
-#include "uffd/helper_pool.h"
 
 namespace godwit::migration {
 
@@ -45,7 +45,7 @@ class ObjectScan {
   Result<Found> find_differing(const ObjectFile& file, std::span<const uint64_t> sent);
 
  private:
-  std::unique_ptr<uffd::HelperPool> pool_;
+  std::unique_ptr<HelperPool> pool_;
   std::vector<std::vector<std::byte>> buffers_;  ///< one a thread
 };
 

@@ -88,16 +88,19 @@ class Precopy {
         control_(control),
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
-  Status round(uint32_t number);
+  /// `whole`: looked for everywhere, whatever the log heard.
+  Status round(uint32_t number, bool whole);
+  Result<PageRuns> collect(bool whole, RoundStats& stats);
   Status await_writers(const PageRuns& collected);
-  [[nodiscard]] Result<Layout> look_at_layout() const;
+  [[nodiscard]] Result<Layout> look_at_layout();
+  std::optional<uint64_t> count_changes();
   Status look_in_detail();
   bool knows_details();
   uint32_t note_gain(Nanos downtime);
-  void lose_log(const Error& why);
+  void lose_log(std::string why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status announce_layout(Layout layout, uint32_t round, bool frozen);
-  void listen();
+  Status listen();
   Status ask_log();
   Status track();
   void ask_for_timers(const std::vector<state::OpenFile>& files);
@@ -125,11 +128,13 @@ class Precopy {
 
   std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
-  TrackerKind kind_ = TrackerKind::kAuto;  ///< as chosen
+  TrackerKind kind_ = TrackerKind::kAuto;  ///< of the marks
   std::unique_ptr<DirtyTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
   WrittenSince written_;                   ///< what it told in the freeze
   std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last
+  std::optional<uint64_t> seen_as_of_;     ///< of these changes, when look_at_layout() looked last
+  Layout seen_;                            ///< what it saw
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed
