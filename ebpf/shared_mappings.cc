@@ -63,12 +63,15 @@ Status SharedMappings::watch(uint64_t inode) {
 }
 
 Result<uint64_t> SharedMappings::count(uint64_t inode) const {
-  const shared_mappings_bpf& program = *loaded_->program;
   const __u64 key = inode;
   __u64 made = 0;
-  if (::bpf_map_lookup_elem(::bpf_map__fd(program.maps.watched), &key, &made) != 0)
-    return fail_errno("count the mappings of a file", fmt::format("inode at {:#x}", inode));
-  made += __atomic_load_n(&program.bss->untold, __ATOMIC_ACQUIRE);
+  if (::bpf_map_lookup_elem(::bpf_map__fd(loaded_->program->maps.watched), &key, &made) == 0) return made;
+  return fail_errno("count the mappings of a file", fmt::format("inode at {:#x}", inode));
+}
+
+Result<uint64_t> SharedMappings::count_untold() const {
+  const shared_mappings_bpf& program = *loaded_->program;
+  uint64_t made = __atomic_load_n(&program.bss->untold, __ATOMIC_ACQUIRE);
   // KERNEL: a program that is met while it runs on the same processor is skipped, and counted.
   for (const bpf_program* one : {program.progs.call_begin, program.progs.call_end}) {
     bpf_prog_info info{};

@@ -12,16 +12,18 @@ namespace godwit::ebpf {
 
 class SharedMappings {
  public:
-  /// Begins to hear mmap; every system call of this machine then costs some 0.1 us more until this is gone.
+  /// Begins to hear mmap; every system call of this machine then costs some 0.2 us more until this is gone.
   /// Takes some milliseconds. Errors: Unsupported with the reason.
   static Result<SharedMappings> create();
 
   /// Counts from here on for `inode` (OpenFileFacts::inode). Its file must stay open as long. Errors: System.
   Status watch(uint64_t inode);
 
-  /// Not less than the shared mappings made of it since watch(): a call may count twice, or for files that it
-  /// does not touch. A call that has not returned yet counts, too. Errors: System.
+  /// Shared mappings made of it since watch(), of which a call may count twice, or for a file that it does
+  /// not touch. A call that has not returned yet counts, too. Errors: System.
   [[nodiscard]] Result<uint64_t> count(uint64_t inode) const;
+  /// Those that may be of any file. Errors: System.
+  [[nodiscard]] Result<uint64_t> count_untold() const;
 
   SharedMappings(SharedMappings&&) noexcept;
   SharedMappings& operator=(SharedMappings&&) noexcept;

@@ -77,7 +77,9 @@ Result<std::vector<ObjectLook>> ObjectWatch::look(std::span<const int> fds) {
   TRY(get_to_know(fds));
   std::vector<ObjectLook> looks(fds.size());
   // ORDER: what was made, then what is there: a mapping that is made in between counts in the next look.
-  for (size_t i = 0; i < fds.size(); ++i) looks[i].mappings_made = TRY(mappings_.count(inodes_.at(fds[i])));
+  const uint64_t untold = TRY(mappings_.count_untold());
+  for (size_t i = 0; i < fds.size(); ++i)
+    looks[i].mappings_made = untold + TRY(mappings_.count(inodes_.at(fds[i])));
   const auto facts = TRY(files_.read());
   for (size_t i = 0; i < fds.size(); ++i) {
     const ebpf::OpenFileFacts* found = ebpf::find_facts(facts, fds[i]);
