@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 
+#include "ebpf/open_files.h"
 #include "engine/migration/control.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/interrupted_calls.h"
@@ -104,6 +105,9 @@ class Precopy {
   Status listen();
   Status ask_log();
   Status track();
+  void ask_for_timers(const std::vector<state::OpenFile>& files);
+  Status look_for_objects();
+  Status pass_objects(bool frozen);
   Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
@@ -137,6 +141,7 @@ class Precopy {
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed
   std::optional<tracee::Frozen> frozen_;
+  std::optional<ebpf::OpenFiles> open_files_;  ///< the kernel's notes on those of the process
   std::optional<state::CaptureContext> captured_;
   std::optional<InterruptedCalls> interrupted_;
   std::unique_ptr<Throttle> throttle_;  ///< once it was needed
