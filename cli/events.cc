@@ -145,6 +145,8 @@ void Events::completed(const migration::Report& r) const {
   }
   ordered_json rounds = ordered_json::array();
   for (const auto& round : r.rounds) rounds.push_back(to_json(round));
+  const ordered_json bytes = {
+      {"raw", r.raw_bytes}, {"wire", r.wire_bytes}, {"objects_frozen", r.objects_read_frozen}};
   print_json({{"event", "completed"},
               {"pid", r.pid},
               {"tracker", r.tracker},
@@ -169,11 +171,12 @@ void Events::completed(const migration::Report& r) const {
                 {"pages", r.packed.pages},
                 {"bytes", r.packed.bytes},
                 {"wire", r.packed.wire}}},
-              {"bytes", {{"raw", r.raw_bytes}, {"wire", r.wire_bytes}}},
+              {"bytes", bytes},
               {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},
               {"restarts_anew", r.restarts_anew},
-              {"scanned_because", r.scanned_because}});
+              {"scanned_because", r.scanned_because},
+              {"objects_read_because", r.objects_read_because}});
 }
 
 void Events::failed(const Error& error, const std::string& original) const {

@@ -1,4 +1,5 @@
-// A BPF program that visits the threads of one process. For the loaders of this folder.
+// A BPF program that visits the threads of one process, or the open files of one thread. For the loaders of
+// this folder.
 #pragma once
 
 #include <sys/types.h>
@@ -29,5 +30,9 @@ Link attach_to_threads(bpf_program* visitor, pid_t pid);
 /// One visit of each thread; what the program wrote meanwhile replaces `said`, whose room is used again.
 /// Errors: System.
 Status visit_threads(const Link& link, pid_t pid, std::vector<std::byte>& said);
+
+/// The same for a visitor SEC("iter/task_file") and the descriptors of thread `tid`.
+Link attach_to_files(bpf_program* visitor, pid_t tid);
+Status visit_files(const Link& link, pid_t tid, std::vector<std::byte>& said);
 
 }  // namespace godwit::ebpf

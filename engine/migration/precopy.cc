@@ -8,6 +8,7 @@
 #include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
+#include "engine/base/realtime.h"
 #include "engine/migration/arm_tracker.h"
 #include "engine/migration/memory_check.h"
 #include "engine/migration/pinned_writes.h"
@@ -111,6 +112,7 @@ void Precopy::disarm() {
 Status Precopy::describe() {
   TRY(fault_point("describe-source"));
   const auto files = TRY(state::read_open_files(process_));
+  ask_for_timers(files);
   layout_ = TRY(process_.detailed_layout());
   TRY(announce_objects(files, layout_, false));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
@@ -123,6 +125,33 @@ Status Precopy::describe() {
   }));
   TRY(writers_.front()->flush());
   return barrier_ ? barrier_(~0u) : Status{};
+}
+
+/// Loading takes longer than the waits that it spares in a freeze.
+void Precopy::ask_for_timers(const std::vector<state::OpenFile>& files) {
+  const auto is_timer = [](const state::OpenFile& file) { return file.link == "anon_inode:[timerfd]"; };
+  if (std::none_of(files.begin(), files.end(), is_timer)) return;
+  auto open_files = ebpf::OpenFiles::create(process_.pid());
+  if (open_files.ok())
+    open_files_.emplace(open_files.take());
+  else
+    log_debug("timerfds that are not set are waited for: {}", open_files.error().message());
+}
+
+/// A file is opened without a change of the layout. In the freeze, a new one has to be read whole.
+Status Precopy::look_for_objects() {
+  const auto files = TRY(state::read_open_files(process_));
+  return objects_->announce(TRY(state::find_objects(process_, layout_, files)), false);
+}
+
+/// What was looked at may not have changed since, see ObjectSender::look().
+Status Precopy::pass_objects(bool frozen) {
+  const ObjectSender::Pass done = TRY(objects_->pass(frozen));
+  report_.object_pages += done.pages;
+  if (!frozen) return {};
+  report_.objects_read_frozen = done.bytes;
+  report_.objects_read_because = objects_->blind();
+  return {};
 }
 
 /// While the process runs, an area may be gone before its object was looked at, and one that cannot be
@@ -181,6 +210,7 @@ Status Precopy::rounds() {
   });
   for (;;) {
     TRY(check_wishes());
+    if (next_round_ > 0) TRY(look_for_objects());
     TRY(round(next_round_++, false));
     const Limits limits = control_.limits();
     throttle(within(level_, limits.throttle));
@@ -236,6 +266,7 @@ void Precopy::throttle(ThrottleLevel level) {
   throttle_->set(level);
 }
 
+/// The round before a freeze: what is written from its beginning on, the log hears.
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
@@ -275,11 +306,12 @@ Status Precopy::round(uint32_t number, bool whole) {
   const Nanos begin = monotonic_now();
   const PageRuns written = TRY(collect(whole || number == 0, stats));
   const Nanos scanned = monotonic_now();
+  TRY(objects_->look());
   TRY(await_writers(written));
   for (const PageRun& run : written) stats.pages += run.range.pages();
   round_begins(stats);
   TRY(sender_->send(written, number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
-  report_.object_pages += TRY(objects_->pass());
+  TRY(pass_objects(false));
   wire::RoundEnd end;
   end.set_round(number);
   end.set_pages_dirty(stats.pages);
@@ -305,6 +337,7 @@ Status Precopy::await_writers(const PageRuns& collected) {
   if (!not_now) return over;
   log_debug("round {}: {}", next_round_, over.error().message());
   sender_->distrust(collected);
+  objects_->distrust();
   return {};
 }
 
@@ -364,6 +397,22 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
 // ---- the freeze
 // --------------------------------------------------------------------------------------------------
 
+Status Precopy::freeze_at_good_instant(const std::function<Status()>& before,
+                                       const std::function<Status()>& undo) {
+  constexpr int kAttempts = 200;
+  const RealtimeBoost boost;
+  for (int attempt = 1;; ++attempt) {
+    TRY(before());
+    Status frozen = freeze();
+    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
+    log_debug("bad instant: {}", frozen.error().message());
+    ++report_.bad_instants;
+    TRY(undo());
+    TRY(one_more_round());
+  }
+}
+
+/// Errors: Retry for a bad instant.
 Status Precopy::freeze() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kDevice; });
@@ -452,13 +501,16 @@ Status Precopy::capture(std::vector<wire::RoomState>& states) {
                                           .frozen = &*frozen_,
                                           .runner = injector.get()});
   captured_->interrupted = interrupted_->calls();
+  if (open_files_) captured_->open_files = &*open_files_;
   TRY(state::capture_all(*captured_, [&](const wire::RoomState& message) -> Status {
     states.push_back(message);
     return {};
   }));
   TRY(injector->finish());
   captured_->runner = nullptr;
-  return send_layout(std::move(layout), next_round_, true);
+  TRY(send_layout(std::move(layout), next_round_, true));
+  // ORDER: before the states, which open them.
+  return objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files)), true);
 }
 
 Status Precopy::send_states(const std::vector<wire::RoomState>& states) {
@@ -476,8 +528,8 @@ Status Precopy::last_pass() {
   log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
             last.guards.size());
   TRY(sender_->send(last.written, LaneSet::Pass::kLast));
-  TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files)), true));
-  report_.object_pages += TRY(objects_->pass());
+  TRY(objects_->look());
+  TRY(pass_objects(true));
   const auto tell_ranges = [&](const std::vector<AddressRange>& ranges, bool guard) -> Status {
     if (ranges.empty()) return {};
     wire::Discard message;

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 
+#include "ebpf/open_files.h"
 #include "engine/migration/control.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/interrupted_calls.h"
@@ -59,11 +60,11 @@ class Precopy {
   /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the
   /// sinks'.
   Status rounds();
-  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad
-  /// instant, after which the caller thaws, does another round and tries again.
-  Status freeze();
-  /// The round before a freeze: what is written from its beginning on, the log hears.
-  Status one_more_round();
+  /// Freezes, captures and sends the rest, at real-time priority; on success the process stays frozen. At an
+  /// instant that cannot be captured (a file lock is held, a connection is not accepted yet) the process runs
+  /// on for another round: `before` is called before each attempt, `undo`, which must thaw, after one that
+  /// failed so.
+  Status freeze_at_good_instant(const std::function<Status()>& before, const std::function<Status()>& undo);
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
@@ -90,6 +91,8 @@ class Precopy {
   /// `whole`: looked for everywhere, whatever the log heard.
   Status round(uint32_t number, bool whole);
   Result<PageRuns> collect(bool whole, RoundStats& stats);
+  Status one_more_round();
+  Status freeze();
   Status await_writers(const PageRuns& collected);
   [[nodiscard]] Result<Layout> look_at_layout();
   std::optional<uint64_t> count_changes();
@@ -102,6 +105,9 @@ class Precopy {
   Status listen();
   Status ask_log();
   Status track();
+  void ask_for_timers(const std::vector<state::OpenFile>& files);
+  Status look_for_objects();
+  Status pass_objects(bool frozen);
   Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
   Status capture(std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
@@ -135,6 +141,7 @@ class Precopy {
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed
   std::optional<tracee::Frozen> frozen_;
+  std::optional<ebpf::OpenFiles> open_files_;  ///< the kernel's notes on those of the process
   std::optional<state::CaptureContext> captured_;
   std::optional<InterruptedCalls> interrupted_;
   std::unique_ptr<Throttle> throttle_;  ///< once it was needed

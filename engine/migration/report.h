@@ -50,7 +50,10 @@ struct Report {
   std::vector<RoundStats> rounds;
   PageCounts pages;
   PackedCounts packed;
-  uint64_t object_pages = 0;
+  uint64_t object_pages = 0;         ///< pages of shared memory that were sent
+  uint64_t objects_read_frozen = 0;  ///< bytes of shared memory that the freeze had to read, whatever it sent
+  /// Not empty: why it read all shared memory, whether anybody could have written to it or not.
+  std::string objects_read_because;
   uint64_t verified_pages = 0;  ///< compared by hash before COMMIT
   uint64_t raw_bytes = 0;
   uint64_t wire_bytes = 0;

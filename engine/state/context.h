@@ -22,6 +22,11 @@
 #include "engine/wire/rooms_process.pb.h"
 #include "engine/wire/state.pb.h"
 
+namespace godwit::ebpf {
+class OpenFiles;
+struct OpenFileFacts;
+}  // namespace godwit::ebpf
+
 namespace godwit::state {
 
 /// What the person asked for, as far as rooms care.
@@ -76,6 +81,10 @@ struct CaptureContext {
   std::map<pid_t, InterruptedCall> interrupted;  ///< by thread
 
   std::map<pid_t, ThreadView> views;  ///< filled by view_of(), frozen only
+
+  ebpf::OpenFiles* open_files = nullptr;  ///< of the process; null where BPF is not to be had
+  /// What it said, in this freeze; filled by the first room that needs it.
+  std::shared_ptr<const std::vector<ebpf::OpenFileFacts>> file_facts;
 
   [[nodiscard]] pid_t pid() const { return process.pid(); }
 };

@@ -5,12 +5,12 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
+#include "engine/state/memory_objects.h"
 #include "engine/wire/rooms_fds.pb.h"
 
 namespace godwit::state {
@@ -23,10 +23,6 @@ constexpr int kOpenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOAT
 
 bool claims(const OpenFile& file) {
   return file.link.starts_with(kPrefix) && file.status.st_nlink == 0 && (file.flags & O_PATH) == 0;
-}
-
-uint64_t object_of(const struct stat& status) {
-  return object_key(uint64_t{major(status.st_dev)} << 32 | minor(status.st_dev), status.st_ino);
 }
 
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
@@ -65,18 +61,9 @@ std::string subject(const wire::MemfdState& state) {
   return fmt::format("memfd {} (object {:#x})", state.name(), state.object());
 }
 
-Result<int> object_fd(const BuildContext& ctx, const wire::MemfdState& state) {
-  const auto object = ctx.objects.find(state.object());
-  if (object == ctx.objects.end() || object->second.fd < 0)
-    return fail(
-        ErrorKind::kCorrupt, "open a memfd of the process", subject(state),
-        "its object did not arrive before it: the stream is damaged, or from an incompatible version");
-  return object->second.fd;
-}
-
 Result<int> prepare(BuildContext& ctx, std::string_view message) {
   const auto state = TRY(parse_message<wire::MemfdState>(kRoom, message));
-  const int object = TRY(object_fd(ctx, state));
+  const int object = TRY(descriptor_of(ctx, state.object(), subject(state)));
   return reopen(object, static_cast<int>(state.flags()) & kOpenFlags, subject(state));
 }
 
@@ -97,7 +84,7 @@ Status add_seals(int fd, const wire::MemfdState& state) {
 
 Status finish(BuildContext& ctx, int fd, std::string_view message) {
   const auto state = TRY(parse_message<wire::MemfdState>(kRoom, message));
-  const int object = TRY(object_fd(ctx, state));
+  const int object = TRY(descriptor_of(ctx, state.object(), subject(state)));
   struct stat status {};
   if (::fstat(object, &status) != 0) return fail_errno("fstat", subject(state));
   if ((status.st_uid != state.uid() || status.st_gid != state.gid()) &&

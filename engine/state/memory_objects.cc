@@ -23,6 +23,11 @@ constexpr unsigned kMfdExec = 0x10;
 constexpr unsigned kMfdExec = MFD_EXEC;
 #endif
 
+std::string_view without_suffix(std::string_view link) {
+  if (link.ends_with(kDeleted)) link.remove_suffix(kDeleted.size());
+  return link;
+}
+
 /// What is there now, which in a running process may be something else than what was seen there.
 std::optional<ObjectSource> open_source(const std::string& path) {
   ObjectSource source;
@@ -32,15 +37,13 @@ std::optional<ObjectSource> open_source(const std::string& path) {
   const auto link = read_link(fmt::format("/proc/self/fd/{}", source.fd.get()));
   if (!link.ok()) return std::nullopt;
   std::string_view name = link.value();  // "/memfd:NAME (deleted)" or "/dev/zero (deleted)"
-  const uint64_t device = uint64_t{major(st.st_dev)} << 32 | minor(st.st_dev);
-  source.info.set_id(object_key(device, st.st_ino));
+  source.info.set_id(object_of(st));
   source.info.set_size(static_cast<uint64_t>(st.st_size));
   source.info.set_kind(wire::MemoryObject::SHARED_ANONYMOUS);
   if (name.starts_with(kMemfdPrefix)) {
     source.info.set_kind(wire::MemoryObject::MEMFD);
     name.remove_prefix(kMemfdPrefix.size());
-    if (name.ends_with(kDeleted)) name.remove_suffix(kDeleted.size());
-    source.info.set_name(std::string(name));
+    source.info.set_name(std::string(without_suffix(name)));
     const bool executable = (st.st_mode & 0111) != 0;
     source.info.set_memfd_flags(MFD_ALLOW_SEALING | (executable ? kMfdExec : 0u));
   }
@@ -81,6 +84,37 @@ Result<int> create_memfd(const wire::MemoryObject& object) {
   return fd;
 }
 
+/// Without a name from the beginning, in the directory in which it once had one: it is of that file system.
+Result<int> create_unnamed_file(const wire::MemoryObject& object) {
+  const std::string directory = object.name().substr(0, object.name().rfind('/') + 1);
+  if (!directory.starts_with('/'))
+    return fail(ErrorKind::kCorrupt, "make a deleted file", object.name(), "its path is not absolute");
+  const int fd = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (fd < 0) {
+    Error error = fail_errno("make a file without a name (O_TMPFILE)", directory);
+    error.remedy = "this host needs that directory, on a file system that can do that";
+    return error;
+  }
+  if (::ftruncate(fd, static_cast<off_t>(object.size())) == 0) return fd;
+  Error error = fail_errno("ftruncate a deleted file", object.name());
+  ::close(fd);
+  return error;
+}
+
+Result<int> create(BuildContext& context, const wire::MemoryObject& object) {
+  switch (object.kind()) {
+    case wire::MemoryObject::MEMFD:
+      return create_memfd(object);
+    case wire::MemoryObject::SHARED_ANONYMOUS:
+      return create_shared_anonymous(context, object.size());
+    case wire::MemoryObject::UNNAMED_FILE:
+      return create_unnamed_file(object);
+    default:
+      return fail(ErrorKind::kUnsupported, "make a memory object", fmt::format("object {:#x}", object.id()),
+                  "its kind is not known here: use the same version on both sides");
+  }
+}
+
 Status give_room(SharedObject& object, uint64_t room) {
   if (object.room == room) return {};
   if (::ftruncate(object.fd, static_cast<off_t>(room)) != 0)
@@ -101,6 +135,19 @@ bool shows_object(const Vma& vma) {
          (vma.kind == VmaKind::kFilePrivate && vma.path.starts_with(kMemfdPrefix));
 }
 
+bool is_unnamed_file(const OpenFile& file) {
+  // Files of the kernel's own mounts were never in a directory: their links are no paths.
+  for (const std::string_view hidden :
+       {kMemfdPrefix, std::string_view("/secretmem"), std::string_view("/dmabuf:")})
+    if (file.link.starts_with(hidden)) return false;
+  return S_ISREG(file.status.st_mode) && file.status.st_nlink == 0 && file.link.starts_with('/') &&
+         (file.flags & O_PATH) == 0;
+}
+
+uint64_t object_of(const struct stat& status) {
+  return object_key(uint64_t{major(status.st_dev)} << 32 | minor(status.st_dev), status.st_ino);
+}
+
 Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
                                                const std::vector<OpenFile>& files) {
   std::vector<ObjectSource> found;
@@ -114,9 +161,16 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
     if (source && source->info.id() == object_key(vma.device, vma.inode)) add(std::move(source));
   }
   for (const OpenFile& file : files) {
-    if (!file.link.starts_with(kMemfdPrefix)) continue;
+    const bool unnamed = is_unnamed_file(file);
+    if (!unnamed && !file.link.starts_with(kMemfdPrefix)) continue;
     auto source = open_source(process.path(fmt::format("fd/{}", file.number())));
-    if (source && source->info.kind() == wire::MemoryObject::MEMFD) add(std::move(source));
+    // Another file may have that number by now.
+    if (!source || source->info.id() != object_of(file.status)) continue;
+    if (unnamed) {
+      source->info.set_kind(wire::MemoryObject::UNNAMED_FILE);
+      source->info.set_name(std::string(without_suffix(file.link)));
+    }
+    if (unnamed || source->info.kind() == wire::MemoryObject::MEMFD) add(std::move(source));
   }
   return found;
 }
@@ -124,9 +178,7 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
 Status create_object(BuildContext& context, const wire::MemoryObject& object) {
   const auto known = context.objects.find(object.id());
   if (known != context.objects.end()) return resize(known->second, object.size());
-  const int fd = object.kind() == wire::MemoryObject::MEMFD
-                     ? TRY(create_memfd(object))
-                     : TRY(create_shared_anonymous(context, object.size()));
+  const int fd = TRY(create(context, object));
   const int parked = ::fcntl(fd, F_DUPFD_CLOEXEC, context.parking_base);
   ::close(fd);
   if (parked < 0) return fail_errno("park the descriptor of a memory object", object.name());
@@ -139,14 +191,29 @@ Status fit_object(BuildContext& context, uint64_t id, uint64_t end) {
   return give_room(object, std::max(object.room, end));
 }
 
+/// Their last pages arrived whole.
 Status trim_objects(BuildContext& context) {
-  for (auto& [id, object] : context.objects) TRY(give_room(object, object.size));
+  for (auto& [id, object] : context.objects) {
+    struct stat now {};
+    if (::fstat(object.fd, &now) != 0)
+      return fail_errno("fstat a memory object", fmt::format("object {:#x}", object.id));
+    object.room = static_cast<uint64_t>(now.st_size);
+    TRY(give_room(object, object.size));
+  }
   return {};
 }
 
 void close_objects(BuildContext& context) {
   for (auto& [id, object] : context.objects) ::close(object.fd);
   context.objects.clear();
+}
+
+Result<int> descriptor_of(const BuildContext& context, uint64_t id, const std::string& subject) {
+  const auto object = context.objects.find(id);
+  if (object != context.objects.end() && object->second.fd >= 0) return object->second.fd;
+  return fail(
+      ErrorKind::kCorrupt, "open a memory object of the process", subject,
+      "it did not arrive before its descriptor: the stream is damaged, or from an incompatible version");
 }
 
 Result<Fd> open_object(pid_t shell, const SharedObject& object) {

@@ -1,5 +1,6 @@
-// Objects of shared memory (memfds, shared anonymous memory): carried once by content, whatever maps or opens
-// them. Source: find them and read them. Destination: make them, before anything maps or opens them.
+// Objects of shared memory (memfds, shared anonymous memory), and files that were deleted while they are
+// open: carried once by content, whatever maps or opens them. Source: find them and read them. Destination:
+// make them, before anything maps or opens them.
 #pragma once
 
 #include <vector>
@@ -18,6 +19,11 @@ struct ObjectSource {
 /// Whether `vma` maps such an object; its id is object_key(vma.device, vma.inode).
 bool shows_object(const Vma& vma);
 
+/// Whether `file` is open without a name that could lead to it, so that it is carried as an object, under the
+/// id object_of().
+bool is_unnamed_file(const OpenFile& file);
+uint64_t object_of(const struct stat& status);
+
 /// All objects that `layout` maps or `files` has open. Any thread, the process may run.
 /// Errors: TargetGone. An object whose mapping vanished meanwhile is left out.
 Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, const Layout& layout,
@@ -34,6 +40,9 @@ Status fit_object(BuildContext& context, uint64_t id, uint64_t end);
 Status trim_objects(BuildContext& context);
 /// Closes the shell's descriptors of all objects: the mappings and memfds of the process hold them now.
 void close_objects(BuildContext& context);
+
+/// The shell's descriptor of an object that `subject` is made of. Errors: Corrupt when there is none.
+Result<int> descriptor_of(const BuildContext& context, uint64_t id, const std::string& subject);
 
 /// A descriptor of this engine for an object of the shell with (outer) pid `shell`: for writing its contents.
 Result<Fd> open_object(pid_t shell, const SharedObject& object);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -11,6 +12,7 @@
 #include "engine/base/files.h"
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
+#include "engine/state/memory_objects.h"
 #include "engine/wire/rooms_fds.pb.h"
 
 namespace godwit::state {
@@ -31,6 +33,9 @@ bool claims(const OpenFile& file) {
   return S_ISREG(mode) || S_ISDIR(mode) || (file.flags & O_PATH) != 0;
 }
 
+/// What a file without a name is opened with again, by its number.
+constexpr int kReopenFlags = kOpenFlags & ~(O_DIRECTORY | O_NOFOLLOW | O_PATH);
+
 /// The name still leads to the file, in the process's own view of the file system.
 bool name_leads_there(const tracee::Process& process, const OpenFile& file) {
   struct stat status {};
@@ -46,14 +51,24 @@ bool has_lock(const OpenFile& file) {
 Finding nameless(const OpenFile& file) {
   return {std::string(kRoom),
           file.subject(),
-          "an open file without a name",
-          "it was deleted, or another file took its name, so that it cannot be opened on the destination",
-          "close it, or give it a name again (ln via /proc/PID/fd)",
+          "an open file that its name does not lead to",
+          "another file took its name, or it is a deleted directory, so that it cannot be opened on the "
+          "destination",
+          "close it, or give it its name again (ln via /proc/PID/fd)",
           true};
 }
 
+/// Deleted, and carried with its contents. Files of huge pages cannot be written.
+bool is_carried(const tracee::Process& process, const OpenFile& file) {
+  struct statfs filesystem {};
+  const std::string magic_link = process.path(fmt::format("fd/{}", file.number()));
+  return is_unnamed_file(file) &&
+         (::statfs(magic_link.c_str(), &filesystem) != 0 || filesystem.f_type != HUGETLBFS_MAGIC);
+}
+
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
-  if (!name_leads_there(ctx.process, file)) findings.push_back(nameless(file));
+  if (!name_leads_there(ctx.process, file) && !is_carried(ctx.process, file))
+    findings.push_back(nameless(file));
   struct statfs filesystem {};
   const std::string magic_link = ctx.process.path(fmt::format("fd/{}", file.number()));
   if ((file.flags & O_PATH) == 0 && ::statfs(magic_link.c_str(), &filesystem) == 0 &&
@@ -69,7 +84,8 @@ Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) 
 }
 
 Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
-  if (!name_leads_there(ctx.process, file)) {
+  const bool carried = is_carried(ctx.process, file);
+  if (!carried && !name_leads_there(ctx.process, file)) {
     // check() refuses what stays like this: it was opened since, and will be closed in a moment (a journal,
     // say).
     return capture_error(ErrorKind::kRetry, nameless(file));
@@ -85,6 +101,11 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
   state.set_position(file.position);
   state.set_device(file.status.st_dev);
   state.set_inode(file.status.st_ino);
+  if (carried) {
+    state.set_object(object_of(file.status));
+    state.set_uid(file.status.st_uid);
+    state.set_gid(file.status.st_gid);
+  }
   return state.SerializeAsString();
 }
 
@@ -94,8 +115,11 @@ std::string identity(std::string_view message) {
   return fmt::format("{}:{}", state.value().device(), state.value().inode());
 }
 
-Result<int> prepare(BuildContext&, std::string_view message) {
+Result<int> prepare(BuildContext& ctx, std::string_view message) {
   const auto state = TRY(parse_message<wire::RegularFileState>(kRoom, message));
+  if (state.object() != 0)
+    return reopen(TRY(descriptor_of(ctx, state.object(), state.path())),
+                  static_cast<int>(state.flags()) & kReopenFlags, state.path());
   const int flags = static_cast<int>(state.flags()) & kOpenFlags;
   struct stat status {};
   // Before the open, which may block on a named pipe or do something on a device.
@@ -110,12 +134,20 @@ Result<int> prepare(BuildContext&, std::string_view message) {
   return fd;
 }
 
+Status give_owner(int fd, const wire::RegularFileState& state) {
+  if (::fchown(fd, state.uid(), state.gid()) != 0) return fail_errno("fchown", state.path());
+  if (::fchmod(fd, state.mode() & 07777) != 0) return fail_errno("fchmod", state.path());
+  return {};
+}
+
 Status finish(BuildContext&, int fd, std::string_view message) {
   const auto state = TRY(parse_message<wire::RegularFileState>(kRoom, message));
   if ((state.flags() & O_PATH) != 0) return {};
   struct stat status {};
   if (::fstat(fd, &status) != 0) return fail_errno("fstat", state.path());
-  if (S_ISREG(status.st_mode) && static_cast<uint64_t>(status.st_size) != state.size())
+  if (state.object() != 0)
+    TRY(give_owner(fd, state));  // its size and contents arrive with the memory
+  else if (S_ISREG(status.st_mode) && static_cast<uint64_t>(status.st_size) != state.size())
     return fail(
         ErrorKind::kUnsupported, "open a file of the process",
         fmt::format("{} ({} bytes here, {} on the source)", state.path(), status.st_size, state.size()),
@@ -137,7 +169,7 @@ namespace {
 void sort_paths(const std::vector<OpenFile>& files, std::set<std::string>& read,
                 std::set<std::string>& written) {
   for (const OpenFile& file : files) {
-    if (!claims(file) || !S_ISREG(file.status.st_mode)) continue;
+    if (!claims(file) || !S_ISREG(file.status.st_mode) || is_unnamed_file(file)) continue;
     const bool writes = (file.flags & O_PATH) == 0 && (file.flags & O_ACCMODE) != O_RDONLY;
     (writes ? written : read).insert(file.link);
   }

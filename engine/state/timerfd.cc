@@ -11,7 +11,9 @@
 #include <algorithm>
 #include <ctime>
 
+#include "ebpf/open_files.h"
 #include "engine/base/files.h"
+#include "engine/base/log.h"
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
 #include "engine/wire/rooms_fds.pb.h"
@@ -90,16 +92,39 @@ Result<Reading> read_timer(const Fd& copy, const OpenFile& file) {
   return reading;
 }
 
+/// What the kernel itself has noted of the timer; nothing where it cannot be asked.
+std::optional<ebpf::OpenFileFacts::Timer> ask_kernel(CaptureContext& ctx, const OpenFile& file) {
+  if (ctx.open_files == nullptr) return std::nullopt;
+  if (!ctx.file_facts) {
+    auto facts = ctx.open_files->read();
+    if (!facts.ok()) {
+      log_debug("timerfds are waited for: {}", facts.error().message());
+      ctx.open_files = nullptr;
+      return std::nullopt;
+    }
+    ctx.file_facts = std::make_shared<const std::vector<ebpf::OpenFileFacts>>(facts.take());
+  }
+  const ebpf::OpenFileFacts* found = ebpf::find_facts(*ctx.file_facts, file.number());
+  return found == nullptr ? std::nullopt : found->timer;
+}
+
 /// KERNEL: a timer that has come due reads as one that is not set, until the interrupt on its processor has
-/// been served: 3 us, 50 under load. Only its expiration tells the two apart, so we wait for that. Longer if
-/// there is an interval, for hardly a program sets that for a timer that is not to run.
-Result<Reading> read_settled(const Fd& copy, const OpenFile& file) {
+/// been served: 3 us, 50 under load. The kernel's own notes tell the two apart; where they cannot be had,
+/// only its expiration does, so we wait for that, longer if there is an interval, for hardly a program sets
+/// that for a timer that is not to run.
+Result<Reading> read_settled(CaptureContext& ctx, const Fd& copy, const OpenFile& file) {
   Reading reading = TRY(read_timer(copy, file));
   const int64_t interval = to_ns(reading.timer.it_interval);
   if (to_ns(reading.timer.it_value) == 0 && reading.ticks == 0) {
+    const auto noted = ask_kernel(ctx, file);
+    // Nobody sets it while the process is frozen: what was idle when they were asked still is.
+    if (noted && noted->idle()) return reading;
     pollfd expiration{copy.get(), POLLIN, 0};
-    const timespec patience = to_timespec(interval != 0 ? kPeriodicPatience : kPatience);
-    if (::ppoll(&expiration, 1, &patience, nullptr) == 1) reading = TRY(read_timer(copy, file));
+    const timespec patience = to_timespec(noted || interval != 0 ? kPeriodicPatience : kPatience);
+    if (::ppoll(&expiration, 1, &patience, nullptr) == 1)
+      reading = TRY(read_timer(copy, file));
+    else if (noted)
+      reading.timer.it_value = to_timespec(1);  // its processor is away; on the destination it is due at once
   }
   // A periodic one that has expired goes on; here it is due again.
   if (to_ns(reading.timer.it_value) == 0 && reading.ticks != 0 && interval != 0)
@@ -113,7 +138,7 @@ Result<std::string> capture(CaptureContext& ctx, const OpenFile& file) {
     return fail(ErrorKind::kUnsupported, "read the clock of a timerfd", file.subject(),
                 "its fdinfo does not tell it");
   const Fd copy = TRY(duplicate(ctx, file));
-  const Reading reading = TRY(ctx.frozen != nullptr ? read_settled(copy, file) : read_timer(copy, file));
+  const Reading reading = TRY(ctx.frozen != nullptr ? read_settled(ctx, copy, file) : read_timer(copy, file));
   wire::TimerFdState state;
   state.set_clock(static_cast<int>(*clock));
   state.set_settime_flags(

@@ -17,16 +17,18 @@ class Load:
     touched: int            # MiB
     dirty: int = 0          # MiB/s, pages rewritten
     hot: int = 0            # pages, each rewritten every 2 ms
+    held: int = 0           # MiB of a memfd that it never maps
     rtt_ms: float = 0       # added to the hosts' link
     named_only: bool = False
 
     def words(self):
-        return [str(self.touched), str(self.dirty), "0", str(self.hot)]
+        return [str(self.touched), str(self.dirty), "0", str(self.hot), str(self.held)]
 
 
 LOADS = [
     Load("1 MiB", 1),
     Load("64 MiB", 64),
+    Load("64 MiB and a memfd of 2 GiB, never mapped", 64, held=2048),
     Load("1 GiB", 1024),
     Load("4 GiB", 4096),
     Load("8 GiB", 8192, named_only=True),
@@ -69,7 +71,8 @@ def measure(hosts, load, runs):
                 continue
             moved.check()
             rows.append({"pause_ms": blackout(moved, completed), "downtime_ms": completed["downtime_ms"], "total_ms": completed["total_ms"],
-                         "downtime": completed["downtime"], "rounds": len(completed["rounds"]), "wire": completed["bytes"]["wire"]})
+                         "downtime": completed["downtime"], "rounds": len(completed["rounds"]), "wire": completed["bytes"]["wire"],
+                         "objects_frozen": completed["bytes"]["objects_frozen"]})
     if not rows:
         raise Failure(f"no move of {load.name} succeeded")
     return {"load": dataclasses.asdict(load), "failed": failed, "still_ms": still, "pause_ms": spread([row["pause_ms"] for row in rows]),

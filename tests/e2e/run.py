@@ -19,7 +19,7 @@ from torture import plan_torture  # noqa: E402
 
 SKEW = 86400  # s
 # Programs that change their own mappings or threads all the time.
-MOVING = ("churn", "goroutines", "heartbeat", "everything")
+MOVING = ("churn", "goroutines", "heartbeat", "everything", "unmapped")
 
 
 SYNC = ("--tracker", "uffd-sync")
@@ -150,6 +150,27 @@ def plan_compressed(plan):
         plan.test(f"compress/{compress}", compressed, compress, link)
     for compress in ("lz4", "zstd"):
         plan.test(f"compress/image {compress}", compressed_image, compress)
+
+
+def unmapped(a, b, case, read_again):
+    """Memory that no mapping shows, moved while the program works on it. What nobody wrote to since a round read it, the freeze
+    does not read; what was written by whatever way, it does."""
+    with Program(a, "unmapped", [case]) as moved:
+        for destination in (b, a):
+            completed = moved.move_to(destination, "--downtime-limit", "3000")
+            read, sent = completed["bytes"]["objects_frozen"], completed["pages"]["objects"]
+            blind = completed["objects_read_because"]  # this kernel tells nothing: then everything is read
+            if bool(read) != (read_again or bool(blind)):
+                raise Failure(f"{read} bytes of shared memory were read in the freeze; {blind}")
+            if not sent:
+                raise Failure("no page of it was sent")
+            moved.check()
+        return f"{sent} pages sent, {read >> 20} MiB read in the freeze"
+
+
+def plan_unmapped(plan):
+    for case, read_again in (("still", False), ("written", True), ("glimpsed", True), ("deleted", True)):
+        plan.test(f"unmapped/{case}", unmapped, case, read_again)
 
 
 def refused(a, _, name, case, word):
@@ -286,6 +307,7 @@ def main(words):
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)
         plan_compressed(plan)
+        plan_unmapped(plan)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
         plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))

@@ -49,12 +49,14 @@ Status bring_up_loopback() {
   return done == 0 ? Status() : fail_errno("ioctl(SIOCSIFFLAGS)", "lo", err);
 }
 
-Result<std::string> capture_process(const tracee::Process& process, tracee::Frozen* frozen) {
+Result<std::string> capture_process(const tracee::Process& process, tracee::Frozen* frozen,
+                                    ebpf::OpenFiles* open_files = nullptr) {
   const auto memory = TRY(tracee::Memory::open(process.pid()));
   const Intent intent;
   CaptureContext ctx{process, memory, intent};
   ctx.files = TRY(read_open_files(process));
   ctx.frozen = frozen;
+  ctx.open_files = open_files;
   return capture_descriptors(ctx);
 }
 
@@ -104,7 +106,12 @@ std::string print_payload(const wire::Description& d, Ordinals& ordinal) {
   if (d.room() == "eventfd") return printed<wire::EventFdState>(d.payload(), [](auto&) {});
   if (d.room() == "signalfd") return printed<wire::SignalFdState>(d.payload(), [](auto&) {});
   if (d.room() == "device-file") return printed<wire::DeviceFileState>(d.payload(), [](auto&) {});
-  return printed<wire::RegularFileState>(d.payload(), [](auto&) {});
+  return printed<wire::RegularFileState>(d.payload(), [&](auto& m) {
+    if (m.object() == 0) return;
+    m.set_object(ordinal(m.object()));
+    m.set_inode(ordinal(m.inode()));
+    m.set_path(m.path().substr(0, m.path().rfind('/')));
+  });
 }
 
 }  // namespace
@@ -161,7 +168,12 @@ void Source::thaw() {
 }
 
 Result<std::string> Source::capture() {
-  return capture_process(*process_, frozen_ ? &*frozen_ : nullptr);
+  return capture_process(*process_, frozen_ ? &*frozen_ : nullptr, open_files_ ? &*open_files_ : nullptr);
+}
+
+Status Source::ask_kernel() {
+  open_files_.emplace(TRY(ebpf::OpenFiles::create(pid_)));
+  return {};
 }
 
 Findings Source::check() {

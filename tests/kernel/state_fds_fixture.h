@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ebpf/open_files.h"
 #include "engine/state/context.h"
 #include "engine/state/descriptors.h"
 #include "engine/tracee/frozen.h"
@@ -37,6 +38,8 @@ class Source {
   tracee::Frozen& freeze();
   void thaw();
 
+  /// From here on captures know what the kernel has noted of the open files. Errors: Unsupported.
+  Status ask_kernel();
   Result<std::string> capture();  ///< as far as it goes: with queues when frozen
   Findings check();
 
@@ -44,6 +47,7 @@ class Source {
   pid_t pid_ = 0;
   std::optional<tracee::Process> process_;
   std::optional<tracee::Frozen> frozen_;
+  std::optional<ebpf::OpenFiles> open_files_;
 };
 
 class Destination {

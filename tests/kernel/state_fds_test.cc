@@ -173,19 +173,49 @@ TEST_F(DescriptorsTest, NumbersAboveTheParkingAreMadeRoomFor) {
   EXPECT_EQ(value, 9U);
 }
 
-/// Refused by check; in the freeze a bad instant, for it may be a journal that is closed in a moment.
-TEST_F(DescriptorsTest, DeletedFilesAreNamed) {
+TEST_F(DescriptorsTest, DeletedFilesAreCarried) {
+  const std::string data = file("data", std::string(5000, 'x'));
+  Source source([&] {
+    put(must(::open(data.c_str(), O_RDWR)), 3);
+    put(must(::open(data.c_str(), O_WRONLY | O_APPEND)), 4);
+    must(::unlink(data.c_str()));
+    must(::fchmod(3, 0640));
+    must(static_cast<int>(::lseek(3, 100, SEEK_SET)));
+    const int never = must(::open(data.substr(0, data.rfind('/')).c_str(), O_TMPFILE | O_RDWR, 0600));
+    must(::ftruncate(never, 3));
+    // Its flags say how it was made; those of another look at it do not.
+    put(must(::open(("/proc/self/fd/" + std::to_string(never)).c_str(), O_RDWR)), 5);
+    must(::close(never));
+  });
+  EXPECT_FALSE(any_fatal(source.check()));
+  const auto destination = expect_round_trip(source);
+  struct stat status {};
+  char last = 0;
+  ASSERT_EQ(::fstat(destination->fd(3).get(), &status), 0);
+  EXPECT_EQ(status.st_size, 5000);
+  EXPECT_EQ(status.st_nlink, 0U);
+  EXPECT_EQ(::pwrite(destination->fd(4).get(), "y", 1, 0), 1);  // appends
+  EXPECT_EQ(::pread(destination->fd(3).get(), &last, 1, 5000), 1);
+  EXPECT_EQ(last, 'y');
+  ASSERT_EQ(::fstat(destination->fd(5).get(), &status), 0);
+  EXPECT_EQ(status.st_size, 3);
+}
+
+/// It has another name, which nobody can find. Refused by check; in the freeze a bad instant.
+TEST_F(DescriptorsTest, FilesUnderAnotherNameAreNamed) {
   const std::string data = file("data", "x");
+  const std::string other = data + "-other";
   Source source([&] {
     put(must(::open(data.c_str(), O_RDONLY)), 3);
+    must(::link(data.c_str(), other.c_str()));
     must(::unlink(data.c_str()));
   });
-  EXPECT_THAT(source.check(), Contains(Field(&Finding::what, HasSubstr("without a name"))));
+  EXPECT_THAT(source.check(), Contains(Field(&Finding::what, HasSubstr("name does not lead"))));
   source.freeze();
   const auto captured = source.capture();
   ASSERT_FALSE(captured.ok());
   EXPECT_EQ(captured.error().kind, ErrorKind::kRetry);
-  EXPECT_THAT(captured.error().message(), HasSubstr("without a name"));
+  EXPECT_THAT(captured.error().message(), HasSubstr("name does not lead"));
 }
 
 TEST_F(DescriptorsTest, AHeldLockIsABadInstant) {

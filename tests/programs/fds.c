@@ -327,14 +327,16 @@ static const char* epolls_check(int round) {
   return NULL;
 }
 
-// ---- memfds with seals, and their offsets
-static int sealed;
+// ---- memfds with seals, and their offsets; and one that ends within a page
+static int sealed, odd;
 static void memfds_prepare(void) {
   sealed = memfd_create("sealed one", MFD_ALLOW_SEALING);
   char text[4096];
   fill(text, sizeof text, 47);
   MUST(sealed >= 0 && write(sealed, text, sizeof text) == sizeof text && lseek(sealed, 123, SEEK_SET) == 123);
   MUST(!fcntl(sealed, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW));
+  odd = memfd_create("odd", MFD_CLOEXEC);
+  MUST(odd >= 0 && write(odd, text, 1000) == 1000);
 }
 static const char* memfds_check(int round) {
   (void)round;
@@ -343,6 +345,8 @@ static const char* memfds_check(int round) {
   EXPECT(ftruncate(sealed, 0) == -1 && errno == EPERM, "the seal does not hold");
   EXPECT(lseek(sealed, 0, SEEK_CUR) == 123, "offset %ld", (long)lseek(sealed, 0, SEEK_CUR));
   EXPECT(pread(sealed, text, sizeof text, 0) == sizeof text && differs(text, sizeof text, 47) < 0, "content");
+  struct stat status;
+  EXPECT(!fstat(odd, &status) && status.st_size == 1000, "size %ld", (long)status.st_size);
   ssize_t length = readlink(fail("/proc/self/fd/%d", sealed), text, sizeof text - 1);
   text[length > 0 ? length : 0] = 0;
   EXPECT(!strcmp(text, "/memfd:sealed one (deleted)"), "name %s", text);

@@ -1,14 +1,14 @@
 // A heart that beats every 0.2 ms by CLOCK_REALTIME and remembers its longest pauses: what a program notices
-// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES]]]: touches that much
-// memory, rewrites pages of it at that pace, stores single words all over it at that, rewrites so many pages,
-// spread over it, every 2 ms, and on each check verifies all of it and writes DIR/beats.N: JSON with the
-// longest pauses since the last check.
+// of its own move. heartbeat DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES [HELD_MIB]]]]: touches
+// that much memory, rewrites pages of it at that pace, stores single words all over it at that, rewrites so
+// many pages, spread over it, every 2 ms, holds a memfd of that size which it never maps, and on each check
+// verifies all of it and writes DIR/beats.N: JSON with the longest pauses since the last check.
 #include "program.h"
 
 #include <pthread.h>
 #include <sys/prctl.h>
 
-enum { kPage = 4096, kKept = 64 };
+enum { kPage = 4096, kKept = 1024 };
 static const int64_t kBeat = 200000;
 
 typedef struct {
@@ -22,7 +22,8 @@ static char* memory;
 static uint32_t* generation;
 static size_t pages;
 static uint32_t* stores;
-static long dirty_per_s, stores_per_s;
+static long dirty_per_s, stores_per_s, held_mib;
+static int held;
 static size_t hot_pages;
 static pthread_mutex_t page_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -89,7 +90,25 @@ static void* dirty_main(void* unused) {
   return unused;
 }
 
+static uint64_t mib[(1 << 20) / 8];
+static void hold_memfd(void) {
+  held = memfd_create("held", MFD_CLOEXEC);
+  MUST(held >= 0);
+  for (long i = 0; i < held_mib; i++) {
+    fill(mib, sizeof mib, (uint64_t)i);
+    MUST(write(held, mib, sizeof mib) == sizeof mib);
+  }
+}
+static const char* check_memfd(void) {
+  for (long i = 0; i < held_mib; i++) {
+    EXPECT(pread(held, mib, sizeof mib, i * (long)sizeof mib) == sizeof mib, "MiB %ld of the memfd", i);
+    EXPECT(differs(mib, sizeof mib, (uint64_t)i) < 0, "MiB %ld of the memfd differs", i);
+  }
+  return NULL;
+}
+
 static void prepare(void) {
+  if (held_mib) hold_memfd();
   memory = mmap(NULL, pages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   generation = calloc(pages, sizeof *generation);
   stores = calloc(pages, sizeof *stores);
@@ -100,15 +119,22 @@ static void prepare(void) {
   if (dirty_per_s || stores_per_s || hot_pages) MUST(!pthread_create(&thread, NULL, dirty_main, NULL));
 }
 
+/// Those of the verification would crowd out that of a short freeze.
+static void forget_pauses(void) {
+  pthread_mutex_lock(&beat_lock);
+  memset(pauses, 0, sizeof pauses);
+  pthread_mutex_unlock(&beat_lock);
+}
+
 static const char* check(int round) {
-  char text[kKept * 64], name[32];
+  static char text[kKept * 64];
+  char name[32];
   pthread_mutex_lock(&beat_lock);
   size_t used = (size_t)snprintf(text, sizeof text, "{\"beats\": %lu, \"pauses\": [", beats);
   for (int i = 0; i < kKept; i++)
     used += (size_t)snprintf(text + used, sizeof text - used, "%s{\"at_ns\": %ld, \"ms\": %.3f}",
                              i ? ", " : "", (long)pauses[i].at_ns, (double)pauses[i].gap_ns / 1e6);
   snprintf(text + used, sizeof text - used, "]}\n");
-  memset(pauses, 0, sizeof pauses);
   pthread_mutex_unlock(&beat_lock);
   snprintf(name, sizeof name, "beats.%d", round);
   program_write(name, text);
@@ -118,18 +144,22 @@ static const char* check(int round) {
     if (page % 256 == 255 || page == pages - 1 || !right) pthread_mutex_unlock(&page_lock);
     EXPECT(right, "page %zu of %zu, generation %u", page, pages, generation[page]);
   }
-  return NULL;
+  const char* wrong = check_memfd();
+  forget_pauses();
+  return wrong;
 }
 
 int main(int argc, char** argv) {
   static const Case cases[] = {{"heartbeat", prepare, check, false}, {NULL, NULL, NULL, false}};
   if (argc < 3) {
-    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES]]]\n", argv[0]);
+    fprintf(stderr, "usage: %s DIR TOUCH_MIB [DIRTY_MIB_PER_S [STORES_PER_S [HOT_PAGES [HELD_MIB]]]]\n",
+            argv[0]);
     return 2;
   }
   pages = (size_t)atol(argv[2]) * 256;
   dirty_per_s = argc > 3 ? atol(argv[3]) : 0;
   stores_per_s = argc > 4 ? atol(argv[4]) : 0;
   hot_pages = argc > 5 ? (size_t)atol(argv[5]) : 0;
+  held_mib = argc > 6 ? atol(argv[6]) : 0;
   return program_main(2, argv, cases);
 }

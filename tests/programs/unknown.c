@@ -84,10 +84,12 @@ static void foreign(void) {
   close(pair[1]);
   held = pair[0];
 }
-// An open file that no longer has a name, and is not a memfd.
-static void deleted(void) {
-  MUST((held = open(program_path("deleted"), O_RDWR | O_CREAT, 0600)) >= 0 && write(held, "kept", 4) == 4 &&
-       !unlink(program_path("deleted")));
+// An open file that has a name, but not the one under which it was opened.
+static void renamed(void) {
+  char other[4096];
+  MUST((held = open(program_path("renamed"), O_RDWR | O_CREAT, 0600)) >= 0 && write(held, "kept", 4) == 4);
+  snprintf(other, sizeof other, "%s", program_path("another name"));
+  MUST(!link(program_path("renamed"), other) && !unlink(program_path("renamed")));
 }
 static void in_queue(void) {
   int pair[2];
@@ -117,7 +119,7 @@ int main(int argc, char** argv) {
                                {"packet", packet, alive, true},
                                {"pidfd", pidfd, alive, true},
                                {"foreign", foreign, alive, true},
-                               {"deleted", deleted, alive, true},
+                               {"renamed", renamed, alive, true},
                                {"in_queue", in_queue, alive, true},
                                {NULL, NULL, NULL, false}};
   return program_main(argc, argv, cases);
