@@ -2,8 +2,9 @@
 
 #if defined(__x86_64__)
 #include <xxh_x86dispatch.h>  // the library picks AVX2 or AVX-512 at run time; the plain entry point is SSE2
+
+#include "engine/base/xxh3.h"
 #else
-#include <xxhash.h>
 #endif
 
 namespace godwit::codec {

@@ -1,11 +1,11 @@
 #include "engine/migration/memory_check.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
 #include <algorithm>
 
 #include "engine/base/units.h"
+#include "engine/base/xxh3.h"
 #include "engine/codec/zero_page.h"
 #include "engine/tracee/registers.h"
 #include "engine/wire/layout_messages.h"

@@ -1,7 +1,6 @@
 #include "engine/migration/object_scan.h"
 
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +8,7 @@
 #include <optional>
 #include <thread>
 
+#include "engine/base/xxh3.h"
 #include "engine/codec/zero_page.h"
 
 namespace godwit::migration {

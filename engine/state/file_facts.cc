@@ -5,7 +5,6 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <algorithm>
 #include <array>
@@ -15,6 +14,7 @@
 
 #include "engine/base/fd.h"
 #include "engine/base/units.h"
+#include "engine/base/xxh3.h"
 
 namespace godwit::state {
 namespace {

@@ -5,13 +5,13 @@
 #include <sys/auxv.h>
 #include <sys/utsname.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <cstring>
 
 #include "engine/base/files.h"
 #include "engine/base/kernel_features.h"
 #include "engine/base/units.h"
+#include "engine/base/xxh3.h"
 
 namespace godwit::state {
 namespace {

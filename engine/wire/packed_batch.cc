@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 #include <lz4.h>
-#include <xxhash.h>
 #include <zstd.h>
 
 #include <cerrno>
 #include <cstring>
 
+#include "engine/base/xxh3.h"
 #include "engine/wire/page_batch.h"
 
 namespace godwit::wire {

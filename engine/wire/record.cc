@@ -1,7 +1,8 @@
 #include "engine/wire/record.h"
 
 #include <fmt/format.h>
-#include <xxhash.h>
+
+#include "engine/base/xxh3.h"
 
 namespace godwit::wire {
 

@@ -2,11 +2,11 @@
 
 #include <fmt/format.h>
 #include <sys/random.h>
-#include <xxhash.h>
 
 #include <bit>
 #include <cstring>
 
+#include "engine/base/xxh3.h"
 #include "engine/wire/little_endian.h"
 
 namespace godwit::wire {
