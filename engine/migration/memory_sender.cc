@@ -62,9 +62,10 @@ void MemorySender::forget(AddressRange range) {
 }
 
 void MemorySender::follow(const Layout& layout) {
-  std::vector<AddressRange> wanted;
+  std::vector<AddressRange> wanted, huge;
   for (const Vma& vma : layout) {
     if (is_carried(vma)) wanted.push_back(vma.range);
+    if (is_carried(vma) && vma.huge_page != 0) huge.push_back(vma.range);
   }
   // What the peer unmaps or maps anew, by the same plan, holds nothing there: no page and no base of a delta.
   std::vector<AddressRange> renewed;
@@ -74,6 +75,7 @@ void MemorySender::follow(const Layout& layout) {
       renewed.push_back(step.area.range);
     }
   }
+  for (auto& lane : lanes_) lane->sent().watch(huge);
   sort_ranges(renewed);
   const auto fresh = without_all(wanted, without_all(tracked_, renewed));
   add_ranges(fresh_, fresh, wanted);
@@ -108,7 +110,9 @@ Result<PageRuns> MemorySender::collect() {
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
     if (!is_carried(vma)) continue;
-    auto runs = tracker_.collect(vma.range);
+    // What is not tracked of hugetlbfs is looked at in each round, so that little is left for the freeze.
+    const bool by_hash = vma.huge_page != 0 && touch(untrackable_, vma.range);
+    auto runs = by_hash ? tracker_.survey(vma.range) : tracker_.collect(vma.range);
     if (!runs.ok() && runs.error().kind == ErrorKind::kRetry) {
       // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
       // and so does `held_`: what the new mapping does not have is discarded in the last pass.

@@ -12,6 +12,7 @@
 #include "engine/base/log.h"
 #include "engine/state/description_common.h"
 #include "engine/state/fd_holders.h"
+#include "engine/state/process_rooms.h"
 #include "engine/state/unclaimed.h"
 #include "engine/wire/rooms_fds.pb.h"
 
@@ -46,8 +47,10 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
     if (holder == holders.end()) continue;
     const char* what = file.link.starts_with("pipe:[") ? "a pipe to another process"
                                                        : "a socket shared with another process";
+    // With a child it ends: the look is repeated for as long as for the child itself.
+    const bool child = holder->second.parent == ctx.process.pid();
     findings.push_back(
-        {std::string(kRoom), file.subject(), what,
+        {std::string(child ? kChildren : kRoom), file.subject(), what,
          fmt::format("{} holds it too and stays on this host", to_text(holder->second)),
          "close it in one of the two; give a daemon files or /dev/null as its standard streams", true});
   }
