@@ -56,14 +56,10 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
   }
 }
 
-/// In the freeze it may be there for a moment only, as the check did not see it.
-Error unclaimed_error(const OpenFile& file, bool frozen) {
-  return capture_error(frozen ? ErrorKind::kRetry : ErrorKind::kUnsupported, describe_unclaimed(file));
-}
-
 Status capture_one(CaptureContext& ctx, const OpenFile& file, wire::Description& out) {
   const DescriptorRoom* room = room_of(file);
-  if (room == nullptr) return unclaimed_error(file, ctx.frozen != nullptr);
+  // The check did not see it, so it may be there for a moment only.
+  if (room == nullptr) return capture_error(ErrorKind::kRetry, describe_unclaimed(file));
   out.set_room(std::string(room->name));
   out.set_key(file.key());
   out.set_subject(file.subject());
