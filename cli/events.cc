@@ -147,6 +147,7 @@ void Events::completed(const migration::Report& r) const {
   print_json({{"event", "completed"},
               {"pid", r.pid},
               {"tracker", r.tracker},
+              {"channels", r.channels},
               {"total_ms", to_ms(r.total)},
               {"downtime_ms", to_ms(r.downtime.total())},
               {"frozen_at_ms", to_ms(r.frozen_at)},

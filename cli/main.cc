@@ -84,9 +84,11 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   add_link_timeout(*migrate, a,
                    "seconds of silence after which the link is cut; answers may take 6 times that, and after "
                    "COMMIT a lost peer is asked for 3 times that");
-  migrate->add_option("--channels", a.channels, "connections")
+  migrate
+      ->add_option("--channels", a.channels,
+                   "connections, each with a thread of its own at both ends: auto or 1 to 16")
       ->capture_default_str()
-      ->check(CLI::Range(1, 16));
+      ->check(CLI::IsMember({"auto"}) | CLI::Range(1, 16));
   migrate->add_option("--cache", a.cache, "memory for pages that deltas are made against")
       ->capture_default_str();
   add_compress(*migrate, a);

@@ -44,7 +44,7 @@ Result<migration::Limits> limits_of(const Arguments& arguments) {
 Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   migration::LinkOptions link;
   link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
-  link.channels = arguments.channels;
+  link.channels = arguments.channels == "auto" ? 0 : std::stoul(arguments.channels);
   link.insecure = arguments.insecure;
   link.dead_after = from_seconds(arguments.link_timeout_s);
   link.bandwidth = TRY(changes_of(arguments.limits)).bandwidth.value_or(0);

@@ -36,7 +36,7 @@ struct Arguments {
   LimitArguments limits;
   double link_timeout_s = 10;
   unsigned seconds = 1;
-  unsigned channels = 1;
+  std::string channels = "auto";
   std::string cache = "64M";
   std::string compress = "auto";
 };

@@ -12,7 +12,7 @@
 #include "engine/base/missing_uapi.h"
 #include "engine/base/result.h"
 #include "engine/model/address_range.h"
-#include "uffd/helper_pool.h"
+#include "engine/base/helper_pool.h"
 
 namespace godwit::uffd {
 

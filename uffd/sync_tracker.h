@@ -18,7 +18,7 @@
 
 #include "engine/model/dirty_tracker.h"
 #include "uffd/fault_handler.h"
-#include "uffd/helper_pool.h"
+#include "engine/base/helper_pool.h"
 #include "uffd/pagemap.h"
 #include "uffd/run_lists.h"
 #include "uffd/uffd.h"

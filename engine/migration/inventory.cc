@@ -149,11 +149,12 @@ Status judge(const state::Findings& findings, const std::function<void(const sta
   return {};
 }
 
-Result<state::Findings> check(pid_t pid, const LinkOptions& link_options,
+Result<state::Findings> check(pid_t pid, LinkOptions link_options,
                               const std::vector<std::string>& move_addresses) {
   const auto process = TRY(tracee::Process::open(pid));
   auto findings = TRY(check_here(process, intent_of(move_addresses)));
   if (link_options.destination.empty()) return findings;
+  link_options.channels = 1;
   auto link = TRY(Link::connect(link_options));
   for (state::Finding& finding : TRY(check_there(*link, process, move_addresses)))
     findings.push_back(std::move(finding));

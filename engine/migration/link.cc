@@ -6,12 +6,15 @@
 #include <algorithm>
 
 #include "engine/base/fault_point.h"
+#include "engine/base/helper_pool.h"
 
 namespace godwit::migration {
 namespace {
 
 /// A resolver's questions are short; it comes again when one is lost.
 constexpr Nanos kQuestionTimeout = std::chrono::seconds(5);
+/// A few fill any link; each more makes the barriers dearer.
+constexpr size_t kMostChannels = 4;
 
 std::string host_of(const transport::Endpoint& endpoint) {
   std::string text = endpoint.text();
@@ -21,6 +24,10 @@ std::string host_of(const transport::Endpoint& endpoint) {
 }
 
 }  // namespace
+
+size_t choose_channels() {
+  return std::clamp<size_t>(processors() / 2, 1, kMostChannels);
+}
 
 Status require_secure(const transport::Endpoint& endpoint, bool insecure) {
   if (insecure || endpoint.is_loopback()) return {};
@@ -45,14 +52,15 @@ Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
   const auto where = TRY(transport::parse_host_port(options.destination));
   std::unique_ptr<Link> link(new Link());
   link->session_ = TRY(wire::new_session_id());
+  const size_t count = options.channels == 0 ? choose_channels() : options.channels;
   std::vector<std::unique_ptr<transport::Channel>> channels;
-  for (size_t i = 0; i < options.channels; ++i) {
+  for (size_t i = 0; i < count; ++i) {
     channels.push_back(TRY(transport::connect(where, options.connect_timeout)));
     TRY(require_secure(channels.back()->peer(), options.insecure));
   }
   link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
   link->channels_->set_bandwidth(options.bandwidth);
-  for (size_t i = 0; i < options.channels; ++i) TRY(link->greet(i, options));
+  for (size_t i = 0; i < count; ++i) TRY(link->greet(i, options));
   return link;
 }
 

@@ -60,6 +60,10 @@ class Link {
   uint32_t barriers_ = 0;
 };
 
+/// When nobody says it: each channel costs a thread here and one at the peer, beside the process that runs
+/// on.
+size_t choose_channels();
+
 /// Plain TCP leaves this host only when the person said so. Errors: Denied naming --insecure.
 Status require_secure(const transport::Endpoint& endpoint, bool insecure);
 

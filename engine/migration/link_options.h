@@ -11,7 +11,7 @@ namespace godwit::migration {
 
 struct LinkOptions {
   std::string destination;  ///< "HOST:PORT"
-  size_t channels = 1;
+  size_t channels = 0;     ///< 0: as many as pay (choose_channels)
   uint64_t bandwidth = 0;  ///< bytes per second over all channels, 0 for no limit
   bool insecure = false;   ///< plain TCP to a host that is not this one
   Nanos connect_timeout{std::chrono::seconds(10)};

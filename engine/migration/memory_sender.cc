@@ -8,8 +8,6 @@
 namespace godwit::migration {
 namespace {
 
-constexpr uint64_t kLaneBlock = 2_MiB;  ///< addresses of one block share a lane
-
 /// `range` without the parts that `taken` (sorted, disjoint) covers.
 std::vector<AddressRange> without(AddressRange range, const std::vector<AddressRange>& taken) {
   std::vector<AddressRange> left;
@@ -58,7 +56,7 @@ void add_ranges(std::vector<AddressRange>& list, const std::vector<AddressRange>
 void MemorySender::forget(AddressRange range) {
   held_.erase(range);
   shared_files_.erase(range);
-  for (auto& lane : lanes_) lane->discard(range);
+  lanes_.discard(range);
 }
 
 void MemorySender::follow(const Layout& layout) {
@@ -75,7 +73,7 @@ void MemorySender::follow(const Layout& layout) {
       renewed.push_back(step.area.range);
     }
   }
-  for (auto& lane : lanes_) lane->sent().watch(huge);
+  lanes_.watch_huge(huge);
   sort_ranges(renewed);
   const auto fresh = without_all(wanted, without_all(tracked_, renewed));
   add_ranges(fresh_, fresh, wanted);
@@ -180,80 +178,20 @@ Status MemorySender::mark_anew(AddressRange range) {
   return replaced ? Status() : std::move(unmarked);
 }
 
-/// Written pages lie scattered: what goes over one lane is read together, a chunk at a time.
-Status MemorySender::send(const PageRuns& runs, bool bulk, bool last) {
-  for (auto& lane : lanes_) lane->begin_round(bulk, last);
-  Group group;
-  for (const PageRun& run : runs) {
-    RemoteAddr at = run.range.start;
-    while (at < run.range.end) {
-      const uint64_t block_end = (at.value() / kLaneBlock + 1) * kLaneBlock;
-      const AddressRange part{at, std::min({run.range.end, at + Lane::kChunk, RemoteAddr(block_end)})};
-      Lane* lane = lanes_[lane_of_(at)].get();
-      at = part.end;
-      if (bulk) {
-        TRY(send_part(*lane, part, true, last));
-        continue;
-      }
-      if (lane != group.lane || group.size + part.size() > Lane::kChunk) TRY(send_group(group, last));
-      group.lane = lane;
-      group.ranges.push_back(part);
-      group.size += part.size();
-    }
-  }
-  TRY(send_group(group, last));
-  return flush();
-}
-
-Status MemorySender::send_group(Group& group, bool last) {
-  const Group full = std::exchange(group, Group());
-  if (full.ranges.empty()) return {};
-  Status sent = full.lane->send_again(memory_, full.ranges, last);
-  if (!sent.ok() && sent.error().err == EFAULT && !last) {
-    for (const AddressRange& range : full.ranges) TRY(send_part(*full.lane, range, false, last));
-    return {};
-  }
-  TRY(std::move(sent));
-  for (const AddressRange& range : full.ranges) note_sent(range);
-  return {};
-}
-
-Status MemorySender::send_part(Lane& lane, AddressRange range, bool bulk, bool last) {
-  Status sent = bulk ? lane.send_first(memory_, range) : lane.send_again(memory_, {&range, 1}, last);
-  if (!sent.ok() && sent.error().err == EFAULT && !last) {
-    // Part of it was unmapped after the collect. The rest was collected and will not be told again: find it.
-    if (range.pages() == 1) return {};
-    const RemoteAddr middle = range.start + range.pages() / 2 * kPageSize;
-    TRY(send_part(lane, {range.start, middle}, bulk, last));
-    return send_part(lane, {middle, range.end}, bulk, last);
-  }
-  TRY(std::move(sent));
-  note_sent(range);
-  return {};
-}
-
-void MemorySender::note_sent(AddressRange range) {
-  held_.insert(range);
-  sent_ += range.pages();
-  raw_bytes_ += range.size();
-}
-
-Status MemorySender::flush() {
-  for (auto& lane : lanes_) TRY(lane->flush());
+Status MemorySender::send(const PageRuns& runs, LaneSet::Pass pass) {
+  TRY(lanes_.send(memory_, runs, pass));
+  lanes_.for_each_sent([&](AddressRange range) {
+    held_.insert(range);
+    sent_ += range.pages();
+    raw_bytes_ += range.size();
+  });
   return {};
 }
 
 PageCounts MemorySender::counts() const {
-  PageCounts sum;
-  for (const auto& lane : lanes_) sum += lane->counts();
+  PageCounts sum = lanes_.counts();
   sum.sent = sent_;
   sum.discarded = discarded_;
-  return sum;
-}
-
-uint64_t MemorySender::wire_bytes() const {
-  uint64_t sum = 0;
-  for (const auto& lane : lanes_) sum += lane->wire_bytes();
   return sum;
 }
 

@@ -2,11 +2,9 @@
 // Decides nothing: precopy.cc says when to do a round, this says what a round is. One thread drives it.
 #pragma once
 
-#include <functional>
-#include <memory>
 #include <vector>
 
-#include "engine/migration/lane.h"
+#include "engine/migration/lane_set.h"
 #include "engine/model/dirty_tracker.h"
 #include "engine/model/page_set.h"
 #include "engine/model/vma.h"
@@ -17,11 +15,8 @@ namespace godwit::migration {
 
 class MemorySender {
  public:
-  using LaneOf = std::function<size_t(RemoteAddr)>;  ///< constant within 2 MiB
-
-  MemorySender(const tracee::Memory& memory, DirtyTracker& tracker, std::vector<std::unique_ptr<Lane>> lanes,
-               LaneOf lane_of)
-      : memory_(memory), tracker_(tracker), lanes_(std::move(lanes)), lane_of_(std::move(lane_of)) {}
+  MemorySender(const tracee::Memory& memory, DirtyTracker& tracker, std::vector<std::unique_ptr<Lane>> lanes)
+      : memory_(memory), tracker_(tracker), lanes_(std::move(lanes)) {}
 
   /// Takes over the layout: vanished areas are forgotten, new ones wait for track(). Private-file and
   /// anonymous areas are carried in rounds; shared files only in the last pass (their storage may be common
@@ -52,25 +47,14 @@ class MemorySender {
   /// After that collect(), target running: looks where nothing is, for a survey() by the log will not.
   Status rest();
 
-  /// Reads, encodes and sends. `bulk`: first arrivals, sent whole without looking for a base.
-  Status send(const PageRuns& runs, bool bulk, bool last);
-  /// Everything encoded is handed to the writers.
-  Status flush();
+  /// Reads, encodes, sends and flushes: LaneSet::send.
+  Status send(const PageRuns& runs, LaneSet::Pass pass);
 
   [[nodiscard]] PageCounts counts() const;
   [[nodiscard]] uint64_t raw_bytes() const { return raw_bytes_; }  ///< of the pages sent
-  [[nodiscard]] uint64_t wire_bytes() const;                       ///< of the records that carried them
+  [[nodiscard]] uint64_t wire_bytes() const { return lanes_.wire_bytes(); }
 
  private:
-  /// What is read together.
-  struct Group {
-    Lane* lane = nullptr;
-    std::vector<AddressRange> ranges;
-    uint64_t size = 0;
-  };
-  Status send_group(Group& group, bool last);
-  void note_sent(AddressRange range);
-  Status send_part(Lane& lane, AddressRange range, bool bulk, bool last);
   Status add_unmarked(PageRuns& found);
   Status mark_anew(AddressRange range);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
@@ -86,8 +70,7 @@ class MemorySender {
 
   const tracee::Memory& memory_;
   DirtyTracker& tracker_;
-  std::vector<std::unique_ptr<Lane>> lanes_;
-  LaneOf lane_of_;
+  LaneSet lanes_;
   Layout layout_;                           ///< what is mapped now
   std::vector<AddressRange> tracked_;       ///< under the tracker, or wanted there; ascending
   std::vector<AddressRange> unregistered_;  ///< wanted, but not under the tracker yet

@@ -73,7 +73,7 @@ void MemorySender::widen_huge(std::vector<AddressRange>& discarded) {
   for (const AddressRange& range : huge.runs()) {
     discarded.push_back(range);
     // The process may run on after this freeze: what is not there any more is not known either.
-    for (auto& lane : lanes_) lane->discard(range);
+    lanes_.discard(range);
   }
 }
 
@@ -168,7 +168,7 @@ Status MemorySender::add_emptied(const Vma& vma, const PageRuns& told, LastPass&
   for (const AddressRange& run : quiet.runs()) {
     const RemoteAddr first(run.start.value() & ~(kHugePageSize - 1));
     for (RemoteAddr at = first; at < run.end; at = at + kHugePageSize) {
-      if (const auto page = lanes_[lane_of_(at)]->sent().find_filled(at))
+      if (const auto page = lanes_.find_filled(at))
         filled.push_back({*page, *page + kPageSize});
     }
   }

@@ -30,10 +30,6 @@ wire::LayoutMessage to_message(const Layout& layout, uint32_t round) {
   return message;
 }
 
-size_t lane_of(RemoteAddr at, size_t lanes) {
-  return (at.value() >> 21) % lanes;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process, const state::Intent& intent,
@@ -45,6 +41,7 @@ Result<std::unique_ptr<Precopy>> Precopy::create(const tracee::Process& process,
   made->report_.pid = process.pid();
   made->kind_ = TRY(choose_tracker(made->options_.tracker));
   made->report_.tracker = to_string(made->kind_);
+  made->report_.channels = made->writers_.size();
   made->memory_ = TRY(tracee::Memory::open(process.pid()));
   for (size_t i = 0; i < made->writers_.size(); ++i) {
     const auto& peer = made->options_.is_peer_behind;
@@ -72,9 +69,7 @@ Status Precopy::arm() {
   std::vector<std::unique_ptr<Lane>> lanes;
   for (const auto& sender : senders_)
     lanes.push_back(TRY(Lane::create(*sender, options_.cache_bytes / senders_.size())));
-  const size_t count = lanes.size();
-  sender_ = std::make_unique<MemorySender>(*memory_, *tracker_, std::move(lanes),
-                                           [count](RemoteAddr at) { return lane_of(at, count); });
+  sender_ = std::make_unique<MemorySender>(*memory_, *tracker_, std::move(lanes));
   return {};
 }
 
@@ -267,7 +262,7 @@ Status Precopy::round(uint32_t number) {
   TRY(await_writers(written));
   for (const PageRun& run : written) stats.pages += run.range.pages();
   round_begins(stats);
-  TRY(sender_->send(written, number == 0, false));
+  TRY(sender_->send(written, number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
   report_.object_pages += TRY(objects_->pass());
   wire::RoundEnd end;
   end.set_round(number);
@@ -459,7 +454,7 @@ Status Precopy::last_pass() {
   const Nanos scanned = monotonic_now();
   log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
             last.guards.size());
-  TRY(sender_->send(last.written, false, true));
+  TRY(sender_->send(last.written, LaneSet::Pass::kLast));
   TRY(objects_->announce(TRY(state::find_objects(process_, layout_, captured_->files)), true));
   report_.object_pages += TRY(objects_->pass());
   const auto tell_ranges = [&](const std::vector<AddressRange>& ranges, bool guard) -> Status {

@@ -19,7 +19,7 @@ import sys
 import time
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent / "support")]
-from godwit import Failure, Hosts, HugePages, Program, await_empty, stand, sweep  # noqa: E402
+from godwit import Failure, Hosts, HugePages, Program, await_empty, await_gone, migrate, receive, stand, sweep  # noqa: E402
 
 CACHES = ("0", "64M", "256k")
 CHANNELS = (1, 2, 4)
@@ -100,54 +100,79 @@ def walked(seed):
     return options, [str(seed), str(1 + seed // len(WALKED) % 3)]
 
 
-def one_walked(a, b, seed, moves, refusals):
-    """One program, moved `moves` times. Returns the downtimes; raises Failure with the program's report."""
-    options, words = walked(seed)
-    downtimes, report = [], ""
-    try:
-        with Program(a, "torture", words) as moved:
-            try:
-                for number in range(moves):
-                    there = b if number % 2 == 0 else a
-                    completed = patiently(moved, lambda: moved.move_to(there, *options), refusals)
-                    downtimes.append(completed["downtime_ms"])
-                    moved.check()
-            except Failure as failure:
-                if "silent" in str(failure):
-                    raise Failure(f"{failure}\n{stand(moved.host)}") from None
-                raise
-            finally:
-                report = report_of(moved)
-    except Failure as failure:
-        sweep(a, b)
-        raise Failure(f"seed {seed}, {' '.join(options)}, move {len(downtimes) + 1}: {failure}\n{report}"
-                      f"again: tests/e2e/torture.py again {seed}") from None
-    return downtimes
+class Walk:
+    """Moves between two hosts whose receivers stay: one for all moves, until something goes wrong."""
+
+    def __init__(self, a, b):
+        self.hosts, self.receivers = (a, b), {}
+        self.downtimes, self.refusals, self.wrong = [], collections.Counter(), []
+
+    def close(self):
+        for receiver in self.receivers.values():
+            receiver.close()
+        self.receivers = {}
+        sweep(*self.hosts)
+
+    def receiver(self, host):
+        if host not in self.receivers:
+            self.receivers[host] = receive(host)
+        return self.receivers[host]
+
+    def move(self, moved, options):
+        source, there = moved.host, self.hosts[moved.host is self.hosts[0]]
+        receiver = self.receiver(there)
+        with migrate(source, moved.pid, there, *options) as sender:
+            if sender.finish() != 0 or sender.crashed() or receiver.crashed():
+                raise Failure(sender.said() + "\n" + receiver.said())
+            completed, original = sender.last(), source.outer(moved.pid)
+        running = receiver.events.until("running")
+        if running is None:
+            raise Failure(receiver.said())
+        if original:
+            await_gone(original, f"the original, pid {moved.pid} on {source.name},")
+        moved.host, moved.pid = there, running["pid"]
+        return completed
+
+    def one_seed(self, seed, moves):
+        options, words = walked(seed)
+        report, done = "", 0
+        try:
+            with Program(self.hosts[0], "torture", words) as moved:
+                try:
+                    for done in range(moves):
+                        self.downtimes.append(patiently(moved, lambda: self.move(moved, options), self.refusals)["downtime_ms"])
+                        moved.check()
+                except Failure as failure:
+                    raise Failure(f"{failure}\n{stand(moved.host)}" if "silent" in str(failure) else str(failure)) from None
+                finally:
+                    report = report_of(moved)
+        except Failure as failure:
+            self.wrong.append(seed)
+            self.close()
+            print(f"WRONG seed {seed}, {' '.join(options)}, move {done + 1}: {failure}\n{report}"
+                  f"again: tests/e2e/torture.py again {seed}", flush=True)
 
 
 def walk(first, moves):
     """Prints as it goes; returns how many seeds went wrong."""
     a_seed = int(os.environ.get("GODWIT_MOVES", "1"))
-    began, done, refusals, wrong = time.monotonic(), [], collections.Counter(), []
+    began, seed = time.monotonic(), first
     with HugePages(HUGE_PAGES) as reserved, Hosts("A", "B") as hosts:
         if reserved.missing:
             print(f"without hugetlbfs: {reserved.missing}")
-        seed = first
-        while len(done) < moves:
-            try:
-                done += one_walked(hosts["A"], hosts["B"], seed, a_seed, refusals)
-            except Failure as failure:
-                wrong.append(seed)
-                print(f"WRONG {failure}", flush=True)
+        walking = Walk(hosts["A"], hosts["B"])
+        while len(walking.downtimes) < moves and len(walking.wrong) <= moves:
+            walking.one_seed(seed, a_seed)
             seed += 1
             if (seed - first) % 100 == 0:
-                print(f"{len(done)} moves, seeds {first}..{seed - 1}, {len(wrong)} wrong, "
-                      f"{len(done) / (time.monotonic() - began) * 60:.0f} moves a minute", flush=True)
-    done.sort()
-    times = f"downtime median {done[len(done) // 2]:.1f} ms, longest {done[-1]:.1f} ms" if done else ""
-    print(f"{len(done)} moves of seeds {first}..{seed - 1} in {time.monotonic() - began:.0f} s; {times}; {len(wrong)} wrong: {wrong}; "
-          f"refused and tried again: {dict(refusals)}")
-    return len(wrong)
+                print(f"{len(walking.downtimes)} moves, seeds {first}..{seed - 1}, {len(walking.wrong)} wrong, "
+                      f"{len(walking.downtimes) / (time.monotonic() - began) * 60:.0f} moves a minute", flush=True)
+        walking.close()
+    times = sorted(walking.downtimes) or [0]
+    print(f"{len(walking.downtimes)} moves of seeds {first}..{seed - 1} in {time.monotonic() - began:.0f} s; downtime median "
+          f"{times[len(times) // 2]:.1f} ms, longest {times[-1]:.1f} ms; {len(walking.wrong)} wrong: {walking.wrong}; "
+          f"refused and tried again: {dict(walking.refusals)}")
+    return len(walking.wrong)
 
 
 def many_seeds(a, b, cache, channels, first, moves):

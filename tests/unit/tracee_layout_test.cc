@@ -97,9 +97,9 @@ TEST(ParseLayout, TakesTheSizeOfHugePagesFromSmaps) {
   const std::pair<VmaKind, uint64_t> expected[] = {{kAnonymous, 2_MiB},       {kShmem, 2_MiB},
                                                    {kFilePrivate, 2_MiB},     {kUnsupported, 2_MiB},
                                                    {kUnsupported, 1024_MiB}, {kAnonymous, 0}};
-  ASSERT_EQ(layout->size(), std::size(expected));
+  ASSERT_EQ(layout.value().size(), std::size(expected));
   for (size_t i = 0; i < std::size(expected); ++i)
-    EXPECT_EQ(std::pair((*layout)[i].kind, (*layout)[i].huge_page), expected[i]) << i;
+    EXPECT_EQ(std::pair(layout.value()[i].kind, layout.value()[i].huge_page), expected[i]) << i;
 }
 
 TEST(ParseLayout, RefusesWhatIsNotALayout) {

@@ -140,19 +140,6 @@ TEST(RateLimiter, LiftingTheLimitReleasesAWaiter) {
   EXPECT_TRUE(got);
 }
 
-TEST(Partition, ABlockStaysOnOneChannelAndNeighboursSpread) {
-  for (const size_t channels : {1u, 2u, 3u, 8u}) {
-    std::vector<int> hits(channels);
-    for (uint64_t block = 0; block < 24; ++block) {
-      const uint64_t start = 0x7f0000000000 + block * kChannelBlock;
-      EXPECT_EQ(partition(start, channels), partition(start + kChannelBlock - 1, channels));
-      EXPECT_EQ(partition_end(start + 4096), start + kChannelBlock);
-      ++hits[partition(start, channels)];
-    }
-    for (const int n : hits) EXPECT_EQ(n, 24 / static_cast<int>(channels));
-  }
-}
-
 TEST(HostPort, IsReadAsPeopleWriteIt) {
   const auto check = [](std::string_view text, std::string_view host, uint16_t port) {
     const HostPort got = parse_host_port(text).take();

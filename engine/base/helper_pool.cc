@@ -1,8 +1,15 @@
-#include "uffd/helper_pool.h"
+#include "engine/base/helper_pool.h"
 
+#include <algorithm>
 #include <csignal>
 
-namespace godwit::uffd {
+namespace godwit {
+
+unsigned processors() {
+  cpu_set_t allowed;
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
+  return static_cast<unsigned>(std::max(1, CPU_COUNT(&allowed)));
+}
 
 HelperPool::HelperPool(unsigned helpers) {
   if (::sched_getaffinity(0, sizeof allowed_, &allowed_) != 0) CPU_ZERO(&allowed_);
@@ -67,4 +74,4 @@ void HelperPool::serve(unsigned index) {
   }
 }
 
-}  // namespace godwit::uffd
+}  // namespace godwit

@@ -1,5 +1,5 @@
-// Threads made ahead, so that none is created while the target is frozen. Used by page_scan to split one
-// scan. Thread: run() from one thread at a time.
+// Threads made ahead, so that none is created while the target is frozen. Users: the scans of page tables,
+// the lanes of a migration. Thread: run() from one thread at a time.
 #pragma once
 
 #include <sched.h>
@@ -10,7 +10,10 @@
 #include <thread>
 #include <vector>
 
-namespace godwit::uffd {
+namespace godwit {
+
+/// That this process may use.
+unsigned processors();
 
 class HelperPool {
  public:
@@ -19,8 +22,9 @@ class HelperPool {
   HelperPool(const HelperPool&) = delete;
   HelperPool& operator=(const HelperPool&) = delete;
 
-  /// Calls work(0) here and work(1) ... work(size()-1) on the helpers at the same time; returns when all
-  /// have.
+  /// Calls work(0) here and, on each helper that comes before that returns, work(1) ... work(size()-1) beside
+  /// it; returns when all have. Nobody waits for a helper that sleeps too long, so the work is claimed piece
+  /// by piece, not dealt out by number.
   void run(const std::function<void(unsigned)>& work);
   /// Helpers and the caller.
   [[nodiscard]] unsigned size() const { return static_cast<unsigned>(threads_.size()) + 1; }
@@ -40,4 +44,4 @@ class HelperPool {
   std::vector<std::thread> threads_;
 };
 
-}  // namespace godwit::uffd
+}  // namespace godwit
