@@ -24,7 +24,8 @@ uint64_t pool_value(std::string_view name) {
 /// What the kernel may still hand out: free and not promised to anybody, or made on demand.
 uint64_t pages_to_spare() {
   const uint64_t free = pool_value("free_hugepages"), reserved = pool_value("resv_hugepages");
-  const uint64_t overcommit = pool_value("nr_overcommit_hugepages"), surplus = pool_value("surplus_hugepages");
+  const uint64_t overcommit = pool_value("nr_overcommit_hugepages"),
+                 surplus = pool_value("surplus_hugepages");
   return free - std::min(free, reserved) + overcommit - std::min(overcommit, surplus);
 }
 

@@ -168,8 +168,7 @@ Status MemorySender::add_emptied(const Vma& vma, const PageRuns& told, LastPass&
   for (const AddressRange& run : quiet.runs()) {
     const RemoteAddr first(run.start.value() & ~(kHugePageSize - 1));
     for (RemoteAddr at = first; at < run.end; at = at + kHugePageSize) {
-      if (const auto page = lanes_.find_filled(at))
-        filled.push_back({*page, *page + kPageSize});
+      if (const auto page = lanes_.find_filled(at)) filled.push_back({*page, *page + kPageSize});
     }
   }
   std::vector<std::byte> bytes(filled.size() * kPageSize);

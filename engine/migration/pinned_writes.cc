@@ -11,11 +11,24 @@ namespace godwit::migration {
 namespace {
 
 /// The calls that pin pages of their process and write to them, asleep in between. write(): to /proc/PID/mem.
-constexpr std::array kPinning = {
-    SYS_read,           SYS_pread64,          SYS_readv,     SYS_preadv,       SYS_preadv2,
-    SYS_write,          SYS_pwrite64,         SYS_writev,    SYS_pwritev,      SYS_pwritev2,
-    SYS_ioctl,          SYS_ptrace,           SYS_io_submit, SYS_io_getevents, SYS_io_pgetevents,
-    SYS_io_uring_enter, SYS_io_uring_register, SYS_process_vm_writev};
+constexpr std::array kPinning = {SYS_read,
+                                 SYS_pread64,
+                                 SYS_readv,
+                                 SYS_preadv,
+                                 SYS_preadv2,
+                                 SYS_write,
+                                 SYS_pwrite64,
+                                 SYS_writev,
+                                 SYS_pwritev,
+                                 SYS_pwritev2,
+                                 SYS_ioctl,
+                                 SYS_ptrace,
+                                 SYS_io_submit,
+                                 SYS_io_getevents,
+                                 SYS_io_pgetevents,
+                                 SYS_io_uring_enter,
+                                 SYS_io_uring_register,
+                                 SYS_process_vm_writev};
 
 /// KERNEL: the first number that 6.18 does not have; nothing is known of the calls from here on.
 constexpr long kFirstUnknown = 470;

@@ -288,7 +288,8 @@ Status Precopy::await_writers(const PageRuns& collected) {
       !over.ok() && (over.error().kind == ErrorKind::kRetry || over.error().kind == ErrorKind::kTimeout);
   if (!over.ok() && !not_now) return over;
   if (over.ok() && !TRY(has_unseen_writers(process_))) return {};
-  log_debug("round {}: {}", next_round_, over.ok() ? "there is a ring, or pinned memory" : over.error().message());
+  log_debug("round {}: {}", next_round_,
+            over.ok() ? "there is a ring, or pinned memory" : over.error().message());
   sender_->distrust(collected);
   return {};
 }

@@ -436,7 +436,7 @@ Status Rebuild::finish_deferred() {
 Status Rebuild::seal() {
   // ORDER: before the rooms that write to memory themselves.
   if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
-  file_.reset();  // the process may execute it: not while somebody can write to it
+  file_.reset();     // the process may execute it: not while somebody can write to it
   objects_.clear();  // nor can they be sealed while somebody maps them to write
   TRY(finish_deferred());
   prepared_ = true;

@@ -52,8 +52,8 @@ void SentHashes::forget(AddressRange range) {
 std::optional<RemoteAddr> SentHashes::find_filled(RemoteAddr start) const {
   const auto known = huge_pages_.find(start.value());
   if (known == huge_pages_.end()) return std::nullopt;
-  const auto filled = std::find_if(known->second->begin(), known->second->end(),
-                                   [](uint64_t hash) { return hash > kZeros; });
+  const auto filled =
+      std::find_if(known->second->begin(), known->second->end(), [](uint64_t hash) { return hash > kZeros; });
   if (filled == known->second->end()) return std::nullopt;
   return start + static_cast<uint64_t>(filled - known->second->begin()) * kPageSize;
 }

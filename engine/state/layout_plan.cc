@@ -11,7 +11,8 @@ using Kind = LayoutStep::Kind;
 
 /// Of hugetlbfs, what is anonymous has a file of its own, which tells it from another.
 bool has_offset(const Vma& vma) {
-  return vma.huge_page != 0 || vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared || vma.kind == VmaKind::kShmem;
+  return vma.huge_page != 0 || vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared ||
+         vma.kind == VmaKind::kShmem;
 }
 
 /// Both show the same memory where they overlap (protection and advice aside).

@@ -50,18 +50,19 @@ std::optional<ObjectSource> open_source(const std::string& path) {
   }
   struct statfs filesystem {};
   if (::fstatfs(source.fd.get(), &filesystem) != 0) return std::nullopt;
-  if (filesystem.f_type == HUGETLBFS_MAGIC) source.info.set_huge_page(static_cast<uint64_t>(filesystem.f_bsize));
+  if (filesystem.f_type == HUGETLBFS_MAGIC)
+    source.info.set_huge_page(static_cast<uint64_t>(filesystem.f_bsize));
   return source;
 }
 
 /// Anonymous shared memory exists only behind a mapping: it is mapped for a moment, and taken from map_files.
 Result<int> create_shared_anonymous(BuildContext& context, const wire::MemoryObject& object) {
   const uint64_t size = object.size();
-  const int flags = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE |
-                    (object.huge_page() != 0 ? MAP_HUGETLB | MAP_HUGE_2MB : 0);
+  const int flags =
+      MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | (object.huge_page() != 0 ? MAP_HUGETLB | MAP_HUGE_2MB : 0);
   tracee::Batch map;
-  const size_t at = map.call(SYS_mmap, {0, size, PROT_READ | PROT_WRITE, flags, -1, 0},
-                             "map shared anonymous memory");
+  const size_t at =
+      map.call(SYS_mmap, {0, size, PROT_READ | PROT_WRITE, flags, -1, 0}, "map shared anonymous memory");
   TRY(context.run(map));
   const auto start = static_cast<uint64_t>(map.result(at));
   const std::string path =
@@ -133,12 +134,12 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
 
 Status create_object(BuildContext& context, const wire::MemoryObject& object) {
   if (object.huge_page() != 0 && object.huge_page() != kHugePageSize)
-    return fail(ErrorKind::kCorrupt, "make a memory object", object.name(), "pages of a size that is not carried");
+    return fail(ErrorKind::kCorrupt, "make a memory object", object.name(),
+                "pages of a size that is not carried");
   const auto known = context.objects.find(object.id());
   if (known != context.objects.end()) return resize(known->second, object.size());
-  const int fd = object.kind() == wire::MemoryObject::MEMFD
-                     ? TRY(create_memfd(object))
-                     : TRY(create_shared_anonymous(context, object));
+  const int fd = object.kind() == wire::MemoryObject::MEMFD ? TRY(create_memfd(object))
+                                                            : TRY(create_shared_anonymous(context, object));
   const int parked = ::fcntl(fd, F_DUPFD_CLOEXEC, context.parking_base);
   ::close(fd);
   if (parked < 0) return fail_errno("park the descriptor of a memory object", object.name());

@@ -146,9 +146,7 @@ class HiddenRing {
 };
 
 TEST_F(TrackerTest, ARegisteredBufferIsFoundWithoutADescriptorOrAMappingOfItsRing) {
-  Target target({[](auto& c) {
-                   c.a = map_apart(1);
-                 },
+  Target target({[](auto& c) { c.a = map_apart(1); },
                  [](auto& c) {
                    static std::unique_ptr<HiddenRing> ring;
                    if (ring) return ring.reset();
@@ -161,7 +159,7 @@ TEST_F(TrackerTest, ARegisteredBufferIsFoundWithoutADescriptorOrAMappingOfItsRin
   const auto is_seen = [&] {
     const auto seen = has_unseen_writers(*process);
     EXPECT_TRUE(seen.ok());
-    return seen.ok() && *seen;
+    return seen.ok() && seen.value();
   };
   EXPECT_FALSE(is_seen());
   target.run(1);

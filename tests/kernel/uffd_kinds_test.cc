@@ -51,8 +51,10 @@ class HugePool {
   [[nodiscard]] bool enough() const { return enough_; }
 
  private:
-  static int number() { const auto text = read_file("/proc/sys/vm/nr_hugepages");
-    return text.ok() ? std::atoi(text->c_str()) : 0; }
+  static int number() {
+    const auto text = read_file("/proc/sys/vm/nr_hugepages");
+    return text.ok() ? std::atoi(text.value().c_str()) : 0;
+  }
   static void set(int pages) { (void)write_file("/proc/sys/vm/nr_hugepages", std::to_string(pages)); }
   int before_ = 0;
   bool enough_ = false;
@@ -70,8 +72,8 @@ TEST_F(WpTrackerTest, WritesToHugetlbfsShowByHugePagesAndDiscardsUntilTheyAreRea
                    for (size_t i = 0; i < 3; i++) touch(c.a, i * kSmallPages, 1);
                  },
                  [](auto& c) { touch(c.a, kSmallPages + 7, 2); },
-                 [](auto& c) { ::madvise(reinterpret_cast<void*>(c.a), 2_MiB, MADV_DONTNEED); },
-                 [](auto& c) { c.b = *reinterpret_cast<volatile char*>(c.a); },
+                 [](auto& c) { ::madvise(reinterpret_cast<void*>(c.a.load()), 2_MiB, MADV_DONTNEED); },
+                 [](auto& c) { c.b = *reinterpret_cast<volatile char*>(c.a.load()); },
                  [](auto& c) { touch(c.a, 3, 3); }});
   WpTracker tracker = make(target);
   target.run(0);

@@ -60,7 +60,8 @@ static const char* same_as_shadow(const char* at, const char* what) {
   pthread_mutex_lock(&turn);
   for (int i = 0; i < area_count && !reason; i++)
     for (size_t page = 0; areas[i].at == at && page < areas[i].bytes && !reason; page += kPage)
-      if (memcmp(at + page, areas[i].shadow + page, kPage)) reason = fail("%s differs in page %zu", what, page / kPage);
+      if (memcmp(at + page, areas[i].shadow + page, kPage))
+        reason = fail("%s differs in page %zu", what, page / kPage);
   pthread_mutex_unlock(&turn);
   return reason;
 }
@@ -187,8 +188,8 @@ static const char* memfd_check(int round) {
   EXPECT(memfd_private[kHuge + 7] == (char)round, "both mappings show one object no more");
   struct stat status;
   MUST(!fstat(memfd, &status));
-  EXPECT(status.st_size == 4L * kHuge && status.st_blksize == kHuge, "size %ld, pages of %ld", (long)status.st_size,
-         (long)status.st_blksize);
+  EXPECT(status.st_size == 4L * kHuge && status.st_blksize == kHuge, "size %ld, pages of %ld",
+         (long)status.st_size, (long)status.st_blksize);
   return same_as_shadow(memfd_shared, "the shared page");
 }
 
@@ -214,7 +215,8 @@ static const char* unmapped_check(int round) {
   EXPECT(same, "contents");
   char page[kPage];
   EXPECT(pread(unmapped, page, kPage, kHuge) == kPage && all_zero(page, kPage) < 0, "the hole");
-  EXPECT(fcntl(unmapped, F_GET_SEALS) == (F_SEAL_SHRINK | F_SEAL_WRITE), "seals %#x", fcntl(unmapped, F_GET_SEALS));
+  EXPECT(fcntl(unmapped, F_GET_SEALS) == (F_SEAL_SHRINK | F_SEAL_WRITE), "seals %#x",
+         fcntl(unmapped, F_GET_SEALS));
   return NULL;
 }
 

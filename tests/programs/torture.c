@@ -4,8 +4,8 @@
 //
 // Each thread has a world of its own: areas, objects, a random stream. All operations run unless -NAME takes
 // one out; with =NAME only those named so run (and `map`, without which there is nothing). Where the host has
-// no huge pages of hugetlbfs to spare, big areas are of transparent ones. A failure tells the address, the kind of area, what differs and the last operations on the area;
-// DIR/report holds all of it.
+// no huge pages of hugetlbfs to spare, big areas are of transparent ones. A failure tells the address, the
+// kind of area, what differs and the last operations on the area; DIR/report holds all of it.
 #include "torture.h"
 
 #include <signal.h>

@@ -506,11 +506,22 @@ static void child_writes(World* w) {
   verify(w, area, page, 1, "process_vm_writev by a child");
 }
 
-const Operation layout_operations[] = {
-    {"map", 10, map_new, false},       {"unmap", 5, unmap, false},       {"replace", 5, replace, false},
-    {"resize", 5, resize, false},      {"relocate", 4, relocate, false}, {"swap", 4, swap, false},
-    {"leave", 2, leave_behind, false}, {"twin", 3, twin, false},         {"protect", 6, protect, false},
-    {"discard", 6, discard, false},    {"free", 3, let_go, false},       {"advise", 4, advise, false},
-    {"lock", 2, lock, false},          {"guard", 3, guard, false},       {"grow", 3, grow, false},
-    {"stack", 1, recurse, false},      {"fork", 1, fork_child, false},   {"child_vm", 1, child_writes, false},
-    {NULL, 0, NULL, false}};
+const Operation layout_operations[] = {{"map", 10, map_new, false},
+                                       {"unmap", 5, unmap, false},
+                                       {"replace", 5, replace, false},
+                                       {"resize", 5, resize, false},
+                                       {"relocate", 4, relocate, false},
+                                       {"swap", 4, swap, false},
+                                       {"leave", 2, leave_behind, false},
+                                       {"twin", 3, twin, false},
+                                       {"protect", 6, protect, false},
+                                       {"discard", 6, discard, false},
+                                       {"free", 3, let_go, false},
+                                       {"advise", 4, advise, false},
+                                       {"lock", 2, lock, false},
+                                       {"guard", 3, guard, false},
+                                       {"grow", 3, grow, false},
+                                       {"stack", 1, recurse, false},
+                                       {"fork", 1, fork_child, false},
+                                       {"child_vm", 1, child_writes, false},
+                                       {NULL, 0, NULL, false}};

@@ -34,7 +34,8 @@ static void io_uring(void) {
   MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, held, IORING_OFF_SQ_RING) !=
        MAP_FAILED);
 }
-/// A ring with a registered buffer, of which neither a descriptor nor a mapping tells: it lives on in its thread.
+/// A ring with a registered buffer, of which neither a descriptor nor a mapping tells: it lives on in its
+/// thread.
 static void pinned(void) {
   struct io_uring_params params = {0};
   int ring = (int)syscall(SYS_io_uring_setup, 8, &params);
@@ -119,21 +120,13 @@ static void in_queue(void) {
 }
 
 int main(int argc, char** argv) {
-  static const Case cases[] = {{"inotify", inotify, alive, true},
-                               {"fanotify", fanotify, alive, true},
-                               {"io_uring", io_uring, alive, true},
-                               {"pinned", pinned, alive, true},
-                               {"userfaultfd", uffd, alive, true},
-                               {"perf", perf, alive, true},
-                               {"terminal", terminal, alive, true},
-                               {"child", child, alive, true},
-                               {"sysv", sysv, alive, true},
-                               {"netlink", netlink, alive, true},
-                               {"packet", packet, alive, true},
-                               {"pidfd", pidfd, alive, true},
-                               {"foreign", foreign, alive, true},
-                               {"deleted", deleted, alive, true},
-                               {"in_queue", in_queue, alive, true},
-                               {NULL, NULL, NULL, false}};
+  static const Case cases[] = {{"inotify", inotify, alive, true},   {"fanotify", fanotify, alive, true},
+                               {"io_uring", io_uring, alive, true}, {"pinned", pinned, alive, true},
+                               {"userfaultfd", uffd, alive, true},  {"perf", perf, alive, true},
+                               {"terminal", terminal, alive, true}, {"child", child, alive, true},
+                               {"sysv", sysv, alive, true},         {"netlink", netlink, alive, true},
+                               {"packet", packet, alive, true},     {"pidfd", pidfd, alive, true},
+                               {"foreign", foreign, alive, true},   {"deleted", deleted, alive, true},
+                               {"in_queue", in_queue, alive, true}, {NULL, NULL, NULL, false}};
   return program_main(argc, argv, cases);
 }

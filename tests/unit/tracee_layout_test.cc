@@ -94,8 +94,8 @@ TEST(ParseLayout, TakesTheSizeOfHugePagesFromSmaps) {
       "90000000-90001000 rw-p 00000000 00:00 0 \nKernelPageSize:        4 kB\nVmFlags: rd\n");
   ASSERT_TRUE(layout.ok()) << layout.error().message();
   using enum VmaKind;
-  const std::pair<VmaKind, uint64_t> expected[] = {{kAnonymous, 2_MiB},       {kShmem, 2_MiB},
-                                                   {kFilePrivate, 2_MiB},     {kUnsupported, 2_MiB},
+  const std::pair<VmaKind, uint64_t> expected[] = {{kAnonymous, 2_MiB},      {kShmem, 2_MiB},
+                                                   {kFilePrivate, 2_MiB},    {kUnsupported, 2_MiB},
                                                    {kUnsupported, 1024_MiB}, {kAnonymous, 0}};
   ASSERT_EQ(layout.value().size(), std::size(expected));
   for (size_t i = 0; i < std::size(expected); ++i)
