@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 """The e2e suite: what cases.toml lists, moved for real between hosts. `run.py [WORD...]`: only tests whose name holds
 one of the words."""
+import contextlib
+import mmap
 import os
 import pathlib
 import shutil
@@ -12,7 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 import control  # noqa: E402
-from godwit import (BUILD, PATIENCE, PORT, Engine, Failure, Host, Hosts, HugePages, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
+from godwit import (BUILD, PATIENCE, POOL, PORT, Engine, Failure, Host, Hosts, HugePages, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, state_of, sweep, stand)
 import installed  # noqa: E402
 from torture import plan_torture  # noqa: E402
@@ -210,7 +212,7 @@ def too_few_huge_pages(a, b):
     """Three are taken and two to spare: check --to and migrate say how many, and how to get them; nothing was touched."""
     with Program(a, "hugetlb", ["anon"]) as held:
         before = footprint(held.outer())
-        with receive(b) as receiver:
+        with receive(b) as receiver, take_huge_pages(spare_huge_pages() - 2):
             for verb in (("check", held.pid, "--to", f"{b.address}:{PORT}", "--insecure"),
                          ("migrate", held.pid, f"{b.address}:{PORT}", "--insecure")):
                 with Engine(a, *verb) as engine:
@@ -227,6 +229,29 @@ def too_few_huge_pages(a, b):
         with HugePages(1):
             held.move_to(b, "--verify")
             held.check()
+
+
+def spare_huge_pages():
+    return int((POOL.parent / "free_hugepages").read_text()) - int((POOL.parent / "resv_hugepages").read_text())
+
+
+def take_huge_pages(count):
+    """What others have reserved on this machine meanwhile; a mapping, or nothing."""
+    hugetlb = 0x40000  # asm-generic/mman.h: MAP_HUGETLB
+    return mmap.mmap(-1, count << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | hugetlb) if count > 0 else contextlib.nullcontext()
+
+
+def emptied_before_the_freeze(a, b, more):
+    """What was discarded after the last round, and read since, is empty on the other side as well."""
+    with tempfile.TemporaryDirectory(prefix="godwit-hooks-") as hooks, Program(a, "hugetlb", ["emptied"]) as moved:
+        hook = pathlib.Path(hooks) / "pre-freeze"
+        hook.write_text(f"#!/bin/sh\ntouch {moved.directory}/empty\nuntil [ -e {moved.directory}/emptied ]; do sleep 0.01; done\n")
+        hook.chmod(0o755)
+        moved.move_to(b, "--hook", hooks, *more)
+        if not (moved.directory / "emptied").exists():
+            raise Failure("the hook did not run")
+        moved.check()
+        await_empty(a)
 
 
 class Plan:
@@ -295,6 +320,9 @@ def main(words):
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
         plan.test("process/nobody denied uffd-sync", denied_sync)
+        plan.test("hugetlb/emptied before the freeze", emptied_before_the_freeze, (), huge_pages=12)
+        plan.test("hugetlb/emptied before the freeze, without a cache", emptied_before_the_freeze, ("--cache", "0"), huge_pages=12)
+        plan.test("hugetlb/emptied before the freeze uffd-sync", emptied_before_the_freeze, SYNC, huge_pages=12)
         plan.test("hugetlb/anon too few huge pages", too_few_huge_pages, huge_pages=5)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)

@@ -152,6 +152,34 @@ static const char* holes_check(int round) {
   return NULL;
 }
 
+// ---- discarded once, when DIR/empty appears, and then only read
+static char* emptied;
+static bool is_emptied;
+static void* empty_when_told(void* unused) {
+  (void)unused;
+  while (!program_file("empty")) pause_ms(1);
+  MUST(!madvise(emptied, 2UL * kHuge, MADV_DONTNEED));
+  *(volatile char*)emptied;  // the first is there again, of zeros; the second is not
+  __atomic_store_n(&is_emptied, true, __ATOMIC_RELEASE);
+  program_write("emptied", "");
+  return NULL;
+}
+static void emptied_prepare(void) {
+  emptied = map(3UL * kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  fill(emptied, 3UL * kHuge, 9);
+  pthread_t thread;
+  MUST(!pthread_create(&thread, NULL, empty_when_told, NULL));
+}
+static const char* emptied_check(int round) {
+  (void)round;
+  static char wanted[3 * kHuge];
+  fill(wanted, sizeof wanted, 9);
+  if (__atomic_load_n(&is_emptied, __ATOMIC_ACQUIRE)) memset(wanted, 0, 2UL * kHuge);
+  for (size_t i = 0; i < 3; i++)
+    EXPECT(!memcmp(emptied + i * kHuge, wanted + i * kHuge, kHuge), "huge page %zu", i);
+  return NULL;
+}
+
 // ---- shared without a name
 static char* shared;
 static void shared_prepare(void) {
@@ -224,6 +252,7 @@ int main(int argc, char** argv) {
   static const Case cases[] = {{"anon", anon_prepare, anon_check, false},
                                {"protections", protections_prepare, protections_check, false},
                                {"holes", holes_prepare, holes_check, false},
+                               {"emptied", emptied_prepare, emptied_check, false},
                                {"shared", shared_prepare, shared_check, false},
                                {"memfd", memfd_prepare, memfd_check, false},
                                {"unmapped", unmapped_prepare, unmapped_check, false},
