@@ -212,9 +212,10 @@ def too_few_huge_pages(a, b):
     """Three are taken and two to spare: check --to and migrate say how many, and how to get them; nothing was touched."""
     with Program(a, "hugetlb", ["anon"]) as held:
         before = footprint(held.outer())
-        with receive(b) as receiver, take_huge_pages(spare_huge_pages() - 2):
+        with receive(b) as receiver, contextlib.ExitStack() as taken:
             for verb in (("check", held.pid, "--to", f"{b.address}:{PORT}", "--insecure"),
                          ("migrate", held.pid, f"{b.address}:{PORT}", "--insecure")):
+                taken.enter_context(take_huge_pages(spare_huge_pages() - 2))
                 with Engine(a, *verb) as engine:
                     code = engine.finish()
                     text = " ".join(map(str, engine.events.seen)) + engine.said()
@@ -236,7 +237,7 @@ def spare_huge_pages():
 
 
 def take_huge_pages(count):
-    """What others have reserved on this machine meanwhile; a mapping, or nothing."""
+    """What others have set aside on this machine; a mapping, or nothing."""
     hugetlb = 0x40000  # asm-generic/mman.h: MAP_HUGETLB
     return mmap.mmap(-1, count << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | hugetlb) if count > 0 else contextlib.nullcontext()
 
