@@ -42,6 +42,7 @@ ordered_json to_json(const migration::RoundStats& r) {
           {"interval_us", to_micros(r.interval)},
           {"duration_us", to_micros(r.duration)},
           {"scan_us", to_micros(r.scan)},
+          {"guided", r.guided},
           {"cpu-throttle-percentage", r.throttle_percent}};
 }
 

@@ -49,13 +49,17 @@ void add_link_timeout(CLI::App& verb, Arguments& a, const char* what) {
       ->check(CLI::Range(0.05, 3600.0));
 }
 
-void add_tracker(CLI::App& verb, Arguments& a) {
+void add_tracker(CLI::App& verb, Arguments& a, const std::vector<std::string>& trackers) {
   verb.add_option(
           "--tracker", a.tracker,
-          "how writes are seen: uffd (Linux 6.7), uffd-sync (5.14: each first write to a page waits for "
-          "godwit), or auto: the first that this kernel has")
+          "how writes are seen: ebpf (uffd, and BPF tells where to look), uffd (Linux 6.7), uffd-sync "
+          "(5.14: each first write to a page waits for godwit), or auto: the first that this kernel has")
       ->capture_default_str()
-      ->check(CLI::IsMember({"auto", "uffd", "uffd-sync"}));
+      ->check(CLI::IsMember(trackers));
+}
+
+void add_mover_tracker(CLI::App& verb, Arguments& a) {
+  add_tracker(verb, a, {"auto", "ebpf", "uffd", "uffd-sync"});
 }
 
 void add_verify(CLI::App& verb, Arguments& a) {
@@ -93,7 +97,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
       ->capture_default_str();
   add_compress(*migrate, a);
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
-  add_tracker(*migrate, a);
+  add_mover_tracker(*migrate, a);
   add_verify(*migrate, a);
   add_report(*migrate, a);
   migrate->callback([verb] { *verb = godwit::cli::migrate; });
@@ -118,7 +122,7 @@ void add_image_verbs(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)
   checkpoint->add_option("FILE", a.file)->required();
   checkpoint->add_flag("--leave-running", a.leave_running, "the process goes on after it");
   add_limits(*checkpoint, a.limits);
-  add_tracker(*checkpoint, a);
+  add_mover_tracker(*checkpoint, a);
   add_verify(*checkpoint, a);
   add_report(*checkpoint, a);
   add_compress(*checkpoint, a);
@@ -145,7 +149,7 @@ void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) 
   rate->add_option("--seconds", a.seconds, "how long, a sample each")
       ->capture_default_str()
       ->check(CLI::Range(1, 3600));
-  add_tracker(*rate, a);
+  add_tracker(*rate, a, {"auto", "uffd", "uffd-sync"});
   rate->callback([verb] { *verb = godwit::cli::dirty_rate; });
   CLI::App* resolve = app.add_subcommand("resolve", "decide about an original that is stopped in doubt");
   resolve->add_option("PID", a.pid)->required();

@@ -13,7 +13,7 @@ namespace {
 
 /// What `--tracker auto` takes here.
 void tell_tracker(bool json) {
-  const auto tracker = migration::choose_tracker(migration::TrackerKind::kAuto);
+  const auto tracker = migration::probe_tracker();
   const std::string name(tracker.ok() ? to_string(tracker.value()) : "none");
   if (json)
     fmt::print("{}\n", nlohmann::ordered_json{{"event", "tracker"}, {"name", name}}.dump());

@@ -75,11 +75,11 @@ Result<migration::Compression> compression_of(const std::string& name) {
 }
 
 Result<migration::TrackerKind> tracker_of(const std::string& name) {
-  for (const auto kind :
-       {migration::TrackerKind::kAuto, migration::TrackerKind::kUffd, migration::TrackerKind::kUffdSync}) {
+  for (const auto kind : {migration::TrackerKind::kAuto, migration::TrackerKind::kEbpf,
+                          migration::TrackerKind::kUffd, migration::TrackerKind::kUffdSync}) {
     if (name == to_string(kind)) return kind;
   }
-  return fail(ErrorKind::kUsage, "read --tracker", name, "give auto, uffd or uffd-sync");
+  return fail(ErrorKind::kUsage, "read --tracker", name, "give auto, ebpf, uffd or uffd-sync");
 }
 
 Status try_migrate(const Arguments& arguments, const Events& events) {

@@ -4,9 +4,11 @@
 #include <bpf/libbpf.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
 #include <bitset>
 #include <map>
+#include <utility>
 
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wsign-conversion"  // what bpftool writes
@@ -73,6 +75,19 @@ std::vector<AddressRange> huge_pages_around(const std::vector<uint64_t>& address
   return ranges;
 }
 
+std::vector<AddressRange> pages_of(std::vector<uint64_t> addresses) {
+  std::sort(addresses.begin(), addresses.end());
+  std::vector<AddressRange> ranges;
+  for (const uint64_t address : addresses) {
+    const uint64_t start = page_floor(address);
+    if (!ranges.empty() && start <= ranges.back().end.value())
+      ranges.back().end = std::max(ranges.back().end, RemoteAddr(start + kPageSize));
+    else
+      ranges.push_back(range_of(start, start + kPageSize));
+  }
+  return ranges;
+}
+
 }  // namespace
 
 struct FaultLog::Loaded {
@@ -81,6 +96,7 @@ struct FaultLog::Loaded {
   std::vector<Link> links;
   Mapping ring;
   bool watching = false;  ///< for what is no fault, too
+  uint64_t told = 0;      ///< up to here by heard()
   uint64_t head = 0, misses = 0;
   std::array<uint64_t, GODWIT_TRIPS> trips{};  ///< at the mark
 
@@ -90,6 +106,7 @@ struct FaultLog::Loaded {
   Result<uint64_t> count_misses() const;
   Result<std::string> why_blind() const;
   Status read_last(std::vector<uint64_t>& entries) const;
+  [[nodiscard]] std::vector<uint64_t> entries_between(uint64_t from, uint64_t to) const;
 };
 
 /// The programs know address spaces by their mm_struct, which an iteration over the process tells them.
@@ -149,6 +166,14 @@ Status FaultLog::Loaded::read_last(std::vector<uint64_t>& entries) const {
   return {};
 }
 
+std::vector<uint64_t> FaultLog::Loaded::entries_between(uint64_t from, uint64_t to) const {
+  const auto* entries = reinterpret_cast<const __u64*>(ring.data());
+  std::vector<uint64_t> copied;
+  copied.reserve(to - from);
+  for (uint64_t at = from; at < to; ++at) copied.push_back(entries[at % GODWIT_WRITE_LOG_ENTRIES]);
+  return copied;
+}
+
 FaultLog::FaultLog(std::unique_ptr<Loaded> loaded) : loaded_(std::move(loaded)) {}
 FaultLog::~FaultLog() = default;
 
@@ -175,6 +200,14 @@ Status FaultLog::Loaded::watch() {
   return {};
 }
 
+std::optional<std::vector<AddressRange>> FaultLog::heard(size_t most) {
+  Loaded& all = *loaded_;
+  const uint64_t head = load_shared(all.program->bss->head);
+  const uint64_t from = std::exchange(all.told, head);
+  if (head - from > std::min<size_t>(most, GODWIT_WRITE_LOG_ENTRIES)) return std::nullopt;
+  return pages_of(all.entries_between(from, head));
+}
+
 Result<uint64_t> FaultLog::changes() {
   TRY(loaded_->watch());
   const auto& counts = loaded_->program->bss->trips;
@@ -196,11 +229,7 @@ Result<WrittenSince> FaultLog::since_mark() {
   if (!all.watching) written.blind = "it was not marked";
   if (written.blind.empty()) written.blind = TRY(all.why_blind());
   if (!written.blind.empty()) return written;
-  const auto* ring = reinterpret_cast<const __u64*>(all.ring.data());
-  std::vector<uint64_t> entries;
-  const uint64_t head = load_shared(all.program->bss->head);
-  entries.reserve(head - all.head);
-  for (uint64_t at = all.head; at < head; ++at) entries.push_back(ring[at % GODWIT_WRITE_LOG_ENTRIES]);
+  std::vector<uint64_t> entries = all.entries_between(all.head, load_shared(all.program->bss->head));
   // A fault that was heard before the mark may have been served after it; then it is the last of its thread.
   TRY(all.read_last(entries));
   written.around = huge_pages_around(entries);

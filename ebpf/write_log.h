@@ -1,6 +1,6 @@
-// Hears every write fault of a process, so that the freeze need not scan memory that nobody wrote to. Place
-// in the pipeline: beside the tracker, whose marks make the first write to a page a fault; made before the
-// first freeze, marked before the last round, asked in the freeze. Why it misses nothing:
+// Hears every write fault of a process, so that rounds and freeze need not scan memory that nobody wrote to.
+// Place in the pipeline: beside the tracker, whose marks make the first write to a page a fault; made before
+// the first freeze, marked before the last round, asked in the freeze. Why it misses nothing:
 // docs/decisions/write-log.md.
 #pragma once
 
@@ -21,6 +21,7 @@ class FaultLog : public WriteLog {
   static Result<std::unique_ptr<FaultLog>> create(pid_t pid);
   ~FaultLog() override;
 
+  std::optional<std::vector<AddressRange>> heard(size_t most) override;
   /// This or the first mark also begins to watch for what is no page fault; every system call of this machine
   /// then costs some 0.1 us more until the log is gone.
   Result<uint64_t> changes() override;

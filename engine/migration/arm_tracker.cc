@@ -2,9 +2,11 @@
 
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <thread>
 
+#include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/kernel_features.h"
 #include "engine/tracee/injector.h"
@@ -63,6 +65,8 @@ Result<std::unique_ptr<DirtyTracker>> make_tracker(pid_t pid, TrackerKind kind, 
 
 std::string_view to_string(TrackerKind kind) {
   switch (kind) {
+    case TrackerKind::kEbpf:
+      return "ebpf";
     case TrackerKind::kUffd:
       return "uffd";
     case TrackerKind::kUffdSync:
@@ -78,10 +82,16 @@ Result<TrackerKind> choose_tracker(TrackerKind wish, const KernelFeatures& kerne
                 remedy);
   };
   if (wish != TrackerKind::kUffdSync && kernel.tracks_async()) return TrackerKind::kUffd;
-  if (wish == TrackerKind::kUffd)
+  if (wish == TrackerKind::kUffd || wish == TrackerKind::kEbpf)
     return lacks("this kernel has no UFFD_FEATURE_WP_ASYNC or no PAGEMAP_SCAN (Linux 6.7): take uffd-sync");
   if (kernel.uffd_wp_sync) return TrackerKind::kUffdSync;
   return lacks("this kernel has no userfaultfd write-protection that /proc/PID/pagemap shows (Linux 5.14)");
+}
+
+Result<TrackerKind> probe_tracker() {
+  const TrackerKind marks = TRY(choose_tracker(TrackerKind::kAuto));
+  const bool logs = marks == TrackerKind::kUffd && ebpf::FaultLog::create(::getpid()).ok();
+  return logs ? TrackerKind::kEbpf : marks;
 }
 
 Result<std::unique_ptr<DirtyTracker>> arm_tracker(const tracee::Process& process, TrackerKind kind,

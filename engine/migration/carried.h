@@ -26,6 +26,13 @@ inline bool touch(const std::vector<AddressRange>& list, AddressRange range) {
   return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
 }
 
+/// Whether `list`, ascending, has exactly this range.
+inline bool is_in(const std::vector<AddressRange>& list, AddressRange range) {
+  const auto at = std::lower_bound(list.begin(), list.end(), range,
+                                   [](AddressRange a, AddressRange b) { return a.start < b.start; });
+  return at != list.end() && *at == range;
+}
+
 /// The parts of `list` (ascending, disjoint) inside `range`.
 inline std::vector<AddressRange> parts_in(const std::vector<AddressRange>& list, AddressRange range) {
   std::vector<AddressRange> parts;

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/control_server.h"
@@ -18,19 +17,6 @@
 
 namespace godwit::migration {
 namespace {
-
-/// The freeze, tried again at instants that cannot be captured.
-Status freeze(Precopy& precopy) {
-  constexpr int kAttempts = 200;
-  const RealtimeBoost boost;
-  for (int attempt = 1;; ++attempt) {
-    Status frozen = precopy.freeze();
-    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
-    ++precopy.report().bad_instants;
-    TRY(precopy.thaw());
-    TRY(precopy.one_more_round());
-  }
-}
 
 /// The first bytes of an image. KERNEL: the offsets of a time namespace are set before a process enters it,
 /// so a reader needs them first; but they are known last, at the freeze, and the clocks must not go back
@@ -72,7 +58,7 @@ Status write_image(const CheckpointOptions& options, const tracee::Process& proc
   TRY(precopy->arm());
   TRY(precopy->describe());
   TRY(precopy->rounds());
-  TRY(freeze(*precopy));
+  TRY(precopy->freeze_at_good_instant([] { return Status(); }, [&] { return precopy->thaw(); }));
   TRY(rewrite_head(sink, header, inventory, head_size));
   TRY(writer.finish());
   report = precopy->report();

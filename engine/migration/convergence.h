@@ -24,6 +24,7 @@ struct RoundStats {
       duration{};  ///< of the round: collect, read, encode, send, and the peer's word that it installed them
   unsigned throttle_percent = 0;  ///< of its time that the process stood meanwhile
   Nanos scan{};                   ///< the part of it that looked for dirty pages; the freeze looks once more
+  bool guided = false;            ///< which was where write faults were heard, not everywhere
 };
 
 /// What may be done to a process that writes faster than it can be sent. Names and defaults are QEMU's.

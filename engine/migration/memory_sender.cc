@@ -101,24 +101,34 @@ Status MemorySender::track(const Layout& now) {
   return {};
 }
 
-Result<PageRuns> MemorySender::collect() {
+/// What was found before an error counts: its marks are renewed.
+Status MemorySender::collect_in(AddressRange area, const std::vector<AddressRange>* guide, PageRuns& found) {
+  const std::vector<AddressRange> parts = guide == nullptr ? std::vector{area} : parts_in(*guide, area);
+  for (const AddressRange& part : parts) {
+    const PageRuns runs = TRY(tracker_.collect(part));
+    found.insert(found.end(), runs.begin(), runs.end());
+  }
+  return {};
+}
+
+Result<PageRuns> MemorySender::collect(const std::vector<AddressRange>* guide) {
   PageRuns found;
-  clean_.clear();
+  const std::vector<AddressRange> known = std::exchange(clean_, {});
   rested_.clear();
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
     if (!is_carried(vma)) continue;
-    // What is not tracked of hugetlbfs is looked at in each round, so that little is left for the freeze.
-    const bool by_hash = vma.huge_page != 0 && touch(untrackable_, vma.range);
-    auto runs = by_hash ? tracker_.survey(vma.range) : tracker_.collect(vma.range);
-    if (!runs.ok() && runs.error().kind == ErrorKind::kRetry) {
-      // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
-      // and so does `held_`: what the new mapping does not have is discarded in the last pass.
-      again.push_back(vma.range);
-      continue;
-    }
-    clean_.push_back(vma.range);
-    for (const PageRun& run : TRY(std::move(runs))) {
+    // Of hugetlbfs a guide would name parts of pages; and what is not tracked is looked at in each round, so
+    // that little is left for the freeze.
+    const bool huge = vma.huge_page != 0;
+    const bool guided = guide != nullptr && !huge && is_in(known, vma.range) && !touch(fresh_, vma.range);
+    PageRuns runs;
+    Status looked;
+    if (huge && touch(untrackable_, vma.range))
+      runs = TRY(tracker_.survey(vma.range));
+    else
+      looked = collect_in(vma.range, guided ? guide : nullptr, runs);
+    for (const PageRun& run : runs) {
       // A clean page of a private file mapping comes from the destination's file.
       if (!is_own(vma, run)) continue;
       if (vma.kind == VmaKind::kFileShared)
@@ -126,6 +136,14 @@ Result<PageRuns> MemorySender::collect() {
       else
         found.push_back(run);
     }
+    if (!looked.ok() && looked.error().kind == ErrorKind::kRetry) {
+      // Replaced under us: the next follow() tracks it anew. The destination still holds what we sent there,
+      // and so does `held_`: what the new mapping does not have is discarded in the last pass.
+      again.push_back(vma.range);
+      continue;
+    }
+    TRY(std::move(looked));
+    clean_.push_back(vma.range);
   }
   TRY(add_unmarked(found));
   fresh_ = unregistered_;  // what could not be tracked yet stays so

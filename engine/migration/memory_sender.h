@@ -31,7 +31,11 @@ class MemorySender {
 
   /// Pages written since the last collect, for a round. INVARIANT: whatever is written after a page was
   /// collected is collected again, so that reading later than the scan can only send something newer.
-  Result<PageRuns> collect();
+  /// `guide`: where alone to look in areas that an earlier collect() went through; ascending. What it does
+  /// not name stays marked as written, for a collect() without it.
+  Result<PageRuns> collect(const std::vector<AddressRange>* guide = nullptr);
+  /// As many writes as a guide may name and be quicker than a look at everything.
+  [[nodiscard]] size_t worth_guiding() const { return held_.size() / kPagesALook; }
   /// What that collect told may be read too early: it counts as written at the next look, too.
   void distrust(const PageRuns& collected);
   /// For the freeze: written pages of all areas, shared files included, and (in `discarded`) those that the
@@ -55,6 +59,7 @@ class MemorySender {
   [[nodiscard]] uint64_t wire_bytes() const { return lanes_.wire_bytes(); }
 
  private:
+  Status collect_in(AddressRange area, const std::vector<AddressRange>* guide, PageRuns& found);
   Status add_unmarked(PageRuns& found);
   Status mark_anew(AddressRange range);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
@@ -68,6 +73,9 @@ class MemorySender {
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
   void forget(AddressRange range);
 
+  /// A look at one page costs as much as passing by so many clean ones (bench `tracker`).
+  static constexpr uint64_t kPagesALook = 400;
+
   const tracee::Memory& memory_;
   DirtyTracker& tracker_;
   LaneSet lanes_;
@@ -78,7 +86,7 @@ class MemorySender {
   std::vector<AddressRange> untrackable_;   ///< re-sent whole in the freeze
   std::vector<AddressRange>
       fresh_;  ///< tracked since the last collect: every populated page counts as written
-  std::vector<AddressRange> clean_;    ///< areas that the last collect() went through; ascending
+  std::vector<AddressRange> clean_;    ///< areas that the last collect() went through, or a guide; ascending
   std::vector<AddressRange> rested_;   ///< of those, what the log can tell all about; empty before rest()
   LastPass at_rest_;                   ///< what was gone or guarded in them at rest()
   PageSet held_;                       ///< what the destination has got from us

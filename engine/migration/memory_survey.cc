@@ -10,16 +10,6 @@
 #include "engine/migration/memory_sender.h"
 
 namespace godwit::migration {
-namespace {
-
-/// Whether `list`, ascending, has exactly this range.
-bool is_in(const std::vector<AddressRange>& list, AddressRange range) {
-  const auto at = std::lower_bound(list.begin(), list.end(), range,
-                                   [](AddressRange a, AddressRange b) { return a.start < b.start; });
-  return at != list.end() && *at == range;
-}
-
-}  // namespace
 
 /// What the log hears is the faults of private anonymous memory. Our own injected calls write to the lowest
 /// pages of the main stack (tracee/bare_call.h), unheard.

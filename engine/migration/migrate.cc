@@ -6,7 +6,6 @@
 #include "engine/address/address_move.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
-#include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
 #include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
@@ -121,21 +120,10 @@ class Migration {
     return addresses_->arm();
   }
 
-  /// Freezes at an instant that can be captured: where it cannot (a file lock is held, a connection is not
-  /// accepted yet), the process runs on for another round.
   Status freeze() {
-    constexpr int kAttempts = 200;
     TRY(hooks_.run("pre-freeze", options_.pid, link_->peer_name()));
-    const RealtimeBoost boost;
-    for (int attempt = 1;; ++attempt) {
-      TRY(advance(Event::kConverged));
-      Status frozen = precopy_->freeze();
-      if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
-      log_debug("bad instant: {}", frozen.error().message());
-      ++precopy_->report().bad_instants;
-      TRY(advance(Event::kBadInstant));
-      TRY(precopy_->one_more_round());
-    }
+    return precopy_->freeze_at_good_instant([this] { return advance(Event::kConverged); },
+                                            [this] { return advance(Event::kBadInstant); });
   }
 
   Status wait_until_prepared() {

@@ -8,6 +8,7 @@
 #include "ebpf/write_log.h"
 #include "engine/base/fault_point.h"
 #include "engine/base/log.h"
+#include "engine/base/realtime.h"
 #include "engine/migration/arm_tracker.h"
 #include "engine/migration/memory_check.h"
 #include "engine/migration/pinned_writes.h"
@@ -64,7 +65,7 @@ Status Precopy::arm() {
   TRY(fault_point("arm"));
   interrupted_.emplace(InterruptedCalls::create(process_));
   report_.restarts_anew = interrupted_->blind();
-  listen();
+  TRY(listen());
   tracker_ = TRY(arm_tracker(process_, kind_, *interrupted_));
   std::vector<std::unique_ptr<Lane>> lanes;
   for (const auto& sender : senders_)
@@ -74,18 +75,26 @@ Status Precopy::arm() {
 }
 
 /// ORDER: before the first freeze: a write fault that is under way now is over then.
-void Precopy::listen() {
+Status Precopy::listen() {
   // A fault is heard before our handler answers it, and the write comes after. So what it hears before the
   // mark may be written behind it, and neighbours that the handler opens are written without a fault.
   if (kind_ == TrackerKind::kUffdSync) {
-    report_.scanned_because = "the tracker uffd-sync leaves no complete log of writes";
-    return;
+    lose_log("the tracker uffd-sync leaves no complete log of writes");
+    return {};
+  }
+  if (options_.tracker == TrackerKind::kUffd) {
+    lose_log("the tracker uffd keeps no log of writes");
+    return {};
   }
   auto log = ebpf::FaultLog::create(process_.pid());
-  if (log.ok())
-    log_ = log.take();
-  else
-    lose_log(log.error());
+  if (!log.ok() && options_.tracker == TrackerKind::kEbpf) return log.take_error();
+  if (!log.ok()) {
+    lose_log(log.error().message());
+    return {};
+  }
+  log_ = log.take();
+  report_.tracker = to_string(TrackerKind::kEbpf);
+  return {};
 }
 
 void Precopy::disarm() {
@@ -173,7 +182,7 @@ Status Precopy::rounds() {
   });
   for (;;) {
     TRY(check_wishes());
-    TRY(round(next_round_++));
+    TRY(round(next_round_++, false));
     const Limits limits = control_.limits();
     throttle(within(level_, limits.throttle));
     Situation now{.last = report_.rounds.back(),
@@ -228,25 +237,34 @@ void Precopy::throttle(ThrottleLevel level) {
   throttle_->set(level);
 }
 
+/// The round before a freeze: what is written from its beginning on, the log hears.
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
-  if (!knows_details()) {
-    TRY(look_in_detail());
-    TRY(round(next_round_++));  // for what was written during that look
-  }
+  const bool looked = !knows_details();
+  if (looked) TRY(look_in_detail());
+  // For what was written during that look, and what no guide named, replaced areas above all.
+  if (looked || report_.rounds.back().guided) TRY(round(next_round_++, true));
   // ORDER: marked before the collect, so that a write is in the log, or in what the collect finds, or in
   // both.
   if (log_) {
     Status marked = log_->mark();
-    if (!marked.ok()) lose_log(marked.error());
+    if (!marked.ok()) lose_log(marked.error().message());
   }
-  TRY(round(next_round_++));
+  TRY(round(next_round_++, true));
   round_ends(report_.rounds.back(), forecast(report_.rounds.back(), kStateCost));
   return log_ ? sender_->rest() : Status{};
 }
 
-Status Precopy::round(uint32_t number) {
+/// INVARIANT: the log is a guide here, and what it does not name keeps its mark. The round before the freeze
+/// is whole, and so the log of the freeze can vouch for what followed.
+Result<PageRuns> Precopy::collect(bool whole, RoundStats& stats) {
+  const auto heard = log_ ? log_->heard(sender_->worth_guiding()) : std::nullopt;
+  stats.guided = heard && !whole;
+  return sender_->collect(stats.guided ? &*heard : nullptr);
+}
+
+Status Precopy::round(uint32_t number, bool whole) {
   TRY(fault_point("round"));
   RoundStats stats;
   stats.round = number;
@@ -257,7 +275,7 @@ Status Precopy::round(uint32_t number) {
   if (number == 1) TRY(look_in_detail());
   TRY(send_layout(TRY(look_at_layout()), number, false));
   const Nanos begin = monotonic_now();
-  const PageRuns written = TRY(sender_->collect());
+  const PageRuns written = TRY(collect(whole || number == 0, stats));
   const Nanos scanned = monotonic_now();
   TRY(await_writers(written));
   for (const PageRun& run : written) stats.pages += run.range.pages();
@@ -350,6 +368,22 @@ void Precopy::tell(const char* phase, const Forecast& ahead) {
 // ---- the freeze
 // --------------------------------------------------------------------------------------------------
 
+Status Precopy::freeze_at_good_instant(const std::function<Status()>& before,
+                                       const std::function<Status()>& undo) {
+  constexpr int kAttempts = 200;
+  const RealtimeBoost boost;
+  for (int attempt = 1;; ++attempt) {
+    TRY(before());
+    Status frozen = freeze();
+    if (frozen.ok() || frozen.error().kind != ErrorKind::kRetry || attempt == kAttempts) return frozen;
+    log_debug("bad instant: {}", frozen.error().message());
+    ++report_.bad_instants;
+    TRY(undo());
+    TRY(one_more_round());
+  }
+}
+
+/// Errors: Retry for a bad instant.
 Status Precopy::freeze() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kDevice; });
@@ -387,43 +421,49 @@ Status Precopy::ask_log() {
   return {};
 }
 
+/// How often the layout may have changed, by the log; nullopt: nobody knows.
+std::optional<uint64_t> Precopy::count_changes() {
+  if (!log_) return std::nullopt;
+  const auto changes = log_->changes();
+  if (changes.ok()) return changes.value();
+  lose_log(changes.error().message());
+  return std::nullopt;
+}
+
 /// The slow look (smaps), of which the flags of areas are the fruit.
 Status Precopy::look_in_detail() {
-  details_as_of_.reset();
-  if (log_) {
-    auto changes = log_->changes();
-    if (changes.ok())
-      details_as_of_ = changes.value();
-    else
-      lose_log(changes.error());
-  }
+  details_as_of_ = count_changes();
   return send_layout(TRY(process_.detailed_layout()), next_round_, false);
 }
 
 /// Whether nothing can have changed the flags of areas since that look.
 bool Precopy::knows_details() {
-  if (!log_ || !details_as_of_) return false;
-  const auto changes = log_->changes();
-  return changes.ok() && changes.value() == *details_as_of_;
+  return details_as_of_ && details_as_of_ == count_changes();
 }
 
-void Precopy::lose_log(const Error& why) {
-  report_.scanned_because = why.message();
+void Precopy::lose_log(std::string why) {
+  report_.scanned_because = std::move(why);
   log_.reset();
 }
 
 /// KERNEL: VmFlags come from smaps, which walks the page tables (20 ms per GiB); maps costs microseconds.
 /// Flags of areas that are known are taken from what was sent last, and only an area that is new makes us
 /// walk.
-Result<Layout> Precopy::look_at_layout() const {
+/// And 36 us per 100 areas, for which the freeze need not wait while nothing changed: from the first slow
+/// look on, the log counts.
+Result<Layout> Precopy::look_at_layout() {
+  const std::optional<uint64_t> now = details_as_of_ ? count_changes() : std::nullopt;
+  if (now && now == seen_as_of_) return seen_;
   Layout layout = TRY(process_.layout());
-  if (!state::inherit_details(layout, layout_)) return process_.detailed_layout();
+  if (!state::inherit_details(layout, layout_)) layout = TRY(process_.detailed_layout());
+  seen_as_of_ = now;
+  seen_ = layout;
   return layout;
 }
 
 Status Precopy::capture(std::vector<wire::RoomState>& states) {
   Layout layout = TRY(look_at_layout());
-  auto injector = TRY(tracee::Injector::create(*frozen_));
+  auto injector = TRY(tracee::Injector::create(*frozen_, &layout));
   captured_.emplace(state::CaptureContext{.process = process_,
                                           .memory = *memory_,
                                           .intent = intent_,

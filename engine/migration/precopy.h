@@ -59,11 +59,11 @@ class Precopy {
   /// Rounds until the next one no longer pays. Errors: NotConverged at the limits, Cancelled, TargetGone, the
   /// sinks'.
   Status rounds();
-  /// Freezes, captures and sends the rest; on success the process stays frozen. Errors: Retry for a bad
-  /// instant, after which the caller thaws, does another round and tries again.
-  Status freeze();
-  /// The round before a freeze: what is written from its beginning on, the log hears.
-  Status one_more_round();
+  /// Freezes, captures and sends the rest, at real-time priority; on success the process stays frozen. At an
+  /// instant that cannot be captured (a file lock is held, a connection is not accepted yet) the process runs
+  /// on for another round: `before` is called before each attempt, `undo`, which must thaw, after one that
+  /// failed so.
+  Status freeze_at_good_instant(const std::function<Status()>& before, const std::function<Status()>& undo);
 
   /// Undoes what the captures changed and lets the process run. Safe in every state.
   Status thaw();
@@ -87,16 +87,21 @@ class Precopy {
         control_(control),
         options_(std::move(options)),
         barrier_(std::move(barrier)) {}
-  Status round(uint32_t number);
+  /// `whole`: looked for everywhere, whatever the log heard.
+  Status round(uint32_t number, bool whole);
+  Result<PageRuns> collect(bool whole, RoundStats& stats);
+  Status one_more_round();
+  Status freeze();
   Status await_writers(const PageRuns& collected);
-  [[nodiscard]] Result<Layout> look_at_layout() const;
+  [[nodiscard]] Result<Layout> look_at_layout();
+  std::optional<uint64_t> count_changes();
   Status look_in_detail();
   bool knows_details();
   uint32_t note_gain(Nanos downtime);
-  void lose_log(const Error& why);
+  void lose_log(std::string why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
   Status announce_layout(Layout layout, uint32_t round, bool frozen);
-  void listen();
+  Status listen();
   Status ask_log();
   Status track();
   Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
@@ -121,11 +126,13 @@ class Precopy {
 
   std::vector<std::unique_ptr<BatchSender>> senders_;  ///< one a writer
   std::optional<tracee::Memory> memory_;
-  TrackerKind kind_ = TrackerKind::kAuto;  ///< as chosen
+  TrackerKind kind_ = TrackerKind::kAuto;  ///< of the marks
   std::unique_ptr<DirtyTracker> tracker_;
   std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
   WrittenSince written_;                   ///< what it told in the freeze
   std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last
+  std::optional<uint64_t> seen_as_of_;     ///< of these changes, when look_at_layout() looked last
+  Layout seen_;                            ///< what it saw
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed

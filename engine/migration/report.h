@@ -42,7 +42,7 @@ struct Downtime {
 
 struct Report {
   int pid = 0;
-  std::string tracker;  ///< "uffd" or "uffd-sync"
+  std::string tracker;  ///< "ebpf", "uffd" or "uffd-sync"
   size_t channels = 0;
   Nanos total{};
   Nanos frozen_at{};  ///< CLOCK_REALTIME of the first interrupt, for a look into the program's own log

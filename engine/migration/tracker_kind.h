@@ -12,14 +12,18 @@ namespace godwit::migration {
 
 enum class TrackerKind : uint8_t {
   kAuto = 0,  ///< a wish only: the first of the others that this kernel has
+  kEbpf,      ///< a wish only: kUffd, with a log of write faults that says where to look
   kUffd,      ///< asynchronous write-protection (6.7)
   kUffdSync,  ///< a handler of ours answers each first write (5.14)
 };
 
-/// As the command line and the reports call them: "auto", "uffd", "uffd-sync".
+/// As the command line and the reports call them: "auto", "ebpf", "uffd", "uffd-sync".
 std::string_view to_string(TrackerKind kind);
 
-/// What is used for `wish` on such a kernel, never kAuto. Errors: Unsupported.
+/// What marks the pages for `wish` on such a kernel: kUffd or kUffdSync. Errors: Unsupported.
 Result<TrackerKind> choose_tracker(TrackerKind wish, const KernelFeatures& kernel = kernel_features());
+
+/// What `auto` ends at here; tries the log of write faults on this process. Errors: Unsupported.
+Result<TrackerKind> probe_tracker();
 
 }  // namespace godwit::migration

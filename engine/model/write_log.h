@@ -1,7 +1,8 @@
-// What the last pass asks of whoever can tell where pages were written, so that it need not look everywhere.
-// Implementation: ebpf/write_log. Thread: one at a time.
+// What the looks for dirty pages ask of whoever can tell where pages were written, so that they need not look
+// everywhere. Implementation: ebpf/write_log. Thread: one at a time.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,11 @@ struct WrittenSince {
 class WriteLog {
  public:
   virtual ~WriteLog() = default;
+
+  /// Pages that were written, or are about to be, since this was asked last (at first, since the log began):
+  /// ascending, disjoint. A guide and no more: some may be missing, of which nothing is told. nullopt for
+  /// more than `most` writes.
+  virtual std::optional<std::vector<AddressRange>> heard(size_t most) = 0;
 
   /// How often the layout of the process may have changed, the advice given for its areas included, since
   /// somebody asked first. Errors: Unsupported when this kernel does not let itself be watched.

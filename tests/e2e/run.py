@@ -93,6 +93,20 @@ def many_moves(a, b, name, words, moves):
     return f"{moves} moves, downtime median {downtimes[len(downtimes) // 2]:.1f} ms, longest {downtimes[-1]:.1f} ms"
 
 
+def guided_rounds(a, b):
+    """Rounds that look only where write faults were heard carry all that was written: every page is compared. Which
+    rounds those are is up to the pace of the program and the link, so it moves until there was one."""
+    with Program(a, "heartbeat", ["384", "20"]) as moved:
+        for moves in range(1, 31):
+            completed = moved.move_to(b if moved.host is a else a, "--tracker", "ebpf", "--bandwidth", "400M", "--verify")
+            moved.check()
+            if completed["tracker"] != "ebpf" or completed["rounds"][-1]["guided"] or completed["rounds"][0]["guided"]:
+                raise Failure(f"the first and the last round look at everything: {completed}")
+            if guided := sum(one["guided"] for one in completed["rounds"]):
+                return f"{guided} of {len(completed['rounds'])} rounds guided, in move {moves}"
+    raise Failure(f"no round was guided: {completed}")
+
+
 def expect_packed(completed, compress, link):
     """What travelled packed, and whether the bytes on the wire say so."""
     packed, wire, raw = completed["packed"], completed["bytes"]["wire"], completed["bytes"]["raw"]
@@ -325,6 +339,7 @@ def main(words):
         plan.test("hugetlb/emptied before the freeze, without a cache", emptied_before_the_freeze, ("--cache", "0"), huge_pages=12)
         plan.test("hugetlb/emptied before the freeze uffd-sync", emptied_before_the_freeze, SYNC, huge_pages=12)
         plan.test("hugetlb/anon too few huge pages", too_few_huge_pages, huge_pages=5)
+        plan.test("heartbeat guided rounds", guided_rounds)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)
         plan_compressed(plan)

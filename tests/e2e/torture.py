@@ -27,7 +27,7 @@ MOVES_A_SEED = 2
 REFUSALS = 20
 # Three threads with two areas of two pages, on both hosts, and copies that children make; 24 more for --verify's looks.
 HUGE_PAGES = 64
-WALKED = tuple(itertools.product(("uffd", "uffd-sync"), ("none", "lz4", "zstd"), ("0", "64M"), ("1", "2", "4")))
+WALKED = tuple(itertools.product(("auto", "uffd", "uffd-sync"), ("none", "lz4", "zstd"), ("0", "64M"), ("1", "2", "4")))
 
 
 def variant(seed):
@@ -93,7 +93,7 @@ def one_seed(a, b, seed, cache, channels, moves=MOVES_A_SEED, more=()):
 
 
 def walked(seed):
-    """Options and threads of a seed of a walk: all combinations within 36 seeds, 1 to 3 threads within 216. It freezes after
+    """Options and threads of a seed of a walk: all combinations within 54 seeds, 1 to 3 threads within 324. It freezes after
     a few rounds, whatever is written still: a move is short, and its last pass has much to do."""
     tracker, compress, cache, channels = WALKED[seed % len(WALKED)]
     tracker = os.environ.get("GODWIT_TRACKER", tracker)

@@ -120,6 +120,11 @@ class Arena:
         """An address moves along in some rounds."""
         return ("--move-address", f"{SERVICE}/24@eth0") if number % EVERY == 0 else ()
 
+    @staticmethod
+    def channels(number):
+        """Several in every other round, whatever the machine."""
+        return ("--channels", "3" if number % 2 else "1")
+
     def verify_network(self, fate):
         """The address is where the process is, and only there; nothing else has changed."""
         here, there = (self.b, self.a) if fate == "moved" else (self.a, self.b)
@@ -209,7 +214,7 @@ def kill_source(arena, more=(), wanted=ROUNDS):
             rounds += 1
             if rounds > 3 * wanted:
                 raise Failure(f"only {before} of {rounds} kills came before COMMIT")
-            with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds), *more) as sender:
+            with migrate(arena.a, arena.victim.pid, arena.b, *arena.words(rounds), *arena.channels(rounds), *more) as sender:
                 rest(arena.instant(chance, rounds))
                 sender.process.kill()
                 sender.process.wait(PATIENCE)
@@ -238,7 +243,7 @@ def kill_destination(arena):
         if rounds > 3 * ROUNDS:
             raise Failure(f"only {before} of {rounds} kills came before COMMIT")
         first = receive(arena.b)
-        with migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *arena.words(rounds)) as sender:
+        with migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *arena.words(rounds), *arena.channels(rounds)) as sender:
             rest(arena.instant(chance, rounds))
             first.process.kill()
             first.close()
@@ -301,7 +306,8 @@ def cut_link(arena):
     fates = {"original": 0, "moved": 0, "stopped": 0}
     for number in range(rounds):
         how = ("moment", "reset", "reset", "long", "reset")[number % 5]
-        with receive(arena.b, *IMPATIENT) as receiver, migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT) as sender:
+        with (receive(arena.b, *IMPATIENT) as receiver,
+              migrate(arena.a, arena.victim.pid, arena.b, *IMPATIENT, *arena.channels(number)) as sender):
             rest(arena.instant(chance, 1))
             mend = cut(arena, how)
             try:

@@ -99,6 +99,9 @@ TEST_F(WpTrackerTest, WritesToHugetlbfsShowByHugePagesAndDiscardsUntilTheyAreRea
   EXPECT_THAT(tracker.last_pass(range).take(), IsEmpty());
   target.run(4);
   EXPECT_EQ(all_of(collect(tracker, range), base), huge_page(0));
+  const Status part = tracker.unmark(pages_at(base, 0, 5));
+  ASSERT_FALSE(part.ok());
+  EXPECT_EQ(part.error().kind, ErrorKind::kRetry) << "whoever asks for a part knows an older layout";
 }
 
 TEST_P(AnyTrackerTest, ADiscardShowsOnlyInTheSurvey) {

@@ -112,6 +112,38 @@ TEST_F(WriteLogTest, HearsProgramAndKernelAndForgetsBeforeTheMark) {
   EXPECT_LE(pages, 1024u) << "what was written lies in two huge pages";
 }
 
+TEST_F(WriteLogTest, GuidesToEachPageOnceAndNotToTooMany) {
+  Target target({[](auto& c) { map_half(c); },
+                 [](auto& c) {
+                   Access{c.a}.store(200);
+                   Access{c.a}.store(202);
+                   Access{c.a}.store(203);  // was missing
+                   Access{c.a}.read_into(400);
+                 },
+                 [](auto&) {},
+                 [](auto& c) {
+                   for (size_t i = 0; i < 40; i++) Access{c.a}.store(2 * i);
+                 }});
+  ASSERT_NO_FATAL_FAILURE(begin(target));
+  collect(*tracker_, range_);
+  (void)log_->heard(SIZE_MAX);
+  const auto heard = [&](size_t most) {
+    auto pages = log_->heard(most);
+    if (pages) std::erase_if(*pages, [&](AddressRange page) { return !page.overlaps(range_); });
+    return pages;
+  };
+  target.run(1);
+  const std::vector<AddressRange> expected = {pages_at(range_.start.value(), 200, 1),
+                                              pages_at(range_.start.value(), 202, 2),
+                                              pages_at(range_.start.value(), 400, 2)};
+  EXPECT_EQ(heard(1000), expected);
+  target.run(2);
+  EXPECT_EQ(heard(1000), std::vector<AddressRange>());
+  target.run(3);
+  EXPECT_EQ(heard(39), std::nullopt);
+  EXPECT_EQ(heard(1000), std::vector<AddressRange>()) << "what was too much is not told later";
+}
+
 TEST_F(WriteLogTest, IsBlindToWhatIsNoFaultAndSaysSo) {
   Target target({[](auto& c) { map_half(c); },
                  [](auto& c) { ::madvise(reinterpret_cast<void*>(c.a + 4096 * 8), 4096, MADV_DONTNEED); },

@@ -27,10 +27,13 @@ TEST(ChooseTracker, AutoTakesTheFirstThatTheKernelHas) {
 TEST(ChooseTracker, AWishIsGrantedOrRefusedWithARemedy) {
   EXPECT_EQ(choose_tracker(TrackerKind::kUffdSync, kNew).value(), TrackerKind::kUffdSync);
   EXPECT_EQ(choose_tracker(TrackerKind::kUffd, kNew).value(), TrackerKind::kUffd);
-  const auto refused = choose_tracker(TrackerKind::kUffd, kOld);
-  ASSERT_FALSE(refused.ok());
-  EXPECT_EQ(refused.error().kind, ErrorKind::kUnsupported);
-  EXPECT_NE(refused.error().message().find("uffd-sync"), std::string::npos);
+  EXPECT_EQ(choose_tracker(TrackerKind::kEbpf, kNew).value(), TrackerKind::kUffd);
+  for (const TrackerKind wish : {TrackerKind::kUffd, TrackerKind::kEbpf}) {
+    const auto refused = choose_tracker(wish, kOld);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().kind, ErrorKind::kUnsupported);
+    EXPECT_NE(refused.error().message().find("uffd-sync"), std::string::npos);
+  }
   EXPECT_FALSE(choose_tracker(TrackerKind::kUffdSync, kAncient).ok());
 }
 
