@@ -212,8 +212,9 @@ static int ring_read(Ring* ring, int opcode, int fd, void* to, size_t size, int 
   return result;
 }
 
-/// KERNEL: a page of shared memory that was only read so far is not marked as written when a ring pins it, and
-/// READ_FIXED does not mark it either: MADV_PAGEOUT then throws away what came (6.18, with nobody watching).
+/// KERNEL: a page of shared memory that was only read so far is not marked as written when a ring pins it,
+/// and READ_FIXED does not mark it either: MADV_PAGEOUT then throws away what came (6.18, with nobody
+/// watching).
 static void dirty(const Place* place) {
   for (size_t at = place->at; at < place->at + place->size; at += kPage - at % kPage) {
     volatile char* byte = place->area->at + at;
