@@ -79,7 +79,8 @@ Status Uffd::change_protection(AddressRange range, uint64_t mode) const {
   uffdio_writeprotect request{to_range(range), mode};
   if (::ioctl(fd_.get(), UFFDIO_WRITEPROTECT, &request) == 0) return {};
   Error error = fail_errno("UFFDIO_WRITEPROTECT", fmt::format("range {}", range));
-  if (error.err == ENOENT || error.err == EAGAIN) error.kind = ErrorKind::kRetry;
+  // EINVAL: a part of a huge page of hugetlbfs, which has taken the place of what the caller knows of.
+  if (error.err == ENOENT || error.err == EAGAIN || error.err == EINVAL) error.kind = ErrorKind::kRetry;
   return error;
 }
 

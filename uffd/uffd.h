@@ -50,8 +50,8 @@ class Uffd {
   [[nodiscard]] Status wake(AddressRange range) const;
 
   /// Takes write-protection, and the marks of it, off `range`, and wakes who waits for a page of it. Errors:
-  /// TargetGone; Retry: a part is not, or no longer, registered for it; before 6.4 also when `range` is not
-  /// in one area.
+  /// TargetGone; Retry: a part is not, or no longer, registered for it, or is a part of a huge page of
+  /// hugetlbfs; before 6.4 also when `range` is not in one area.
   [[nodiscard]] Status unprotect(AddressRange range) const;
   /// Write-protects and marks the pages that are there. Errors as unprotect(); a part may be done then.
   [[nodiscard]] Status protect(AddressRange range) const;

@@ -142,9 +142,9 @@ Result<PageRuns> WpTracker::last_pass(AddressRange range) {
   return merge_runs(to_runs(regions_), owed_.in(range));
 }
 
-/// KERNEL: in a private file mapping a discarded page that was write-protected leaves a marker behind, which
-/// the scan reports as swapped. Taken for a page, it would hide the discard and old contents would show
-/// through.
+/// KERNEL: in a mapping of a file, or of hugetlbfs, a discarded page that was write-protected leaves a marker
+/// behind, which the scan reports as swapped. Taken for a page, it would hide the discard and old contents
+/// would show through. (pagemap shows a marker of hugetlbfs as a mark on nothing.)
 Status WpTracker::settle_markers(PageRegions& regions) {
   const auto doubtful = [](const uapi::PageRegion& r) {
     return has(r, uapi::kPageIsSwapped) && !has(r, uapi::kPageIsGuard);
@@ -160,7 +160,7 @@ Status WpTracker::settle_markers(PageRegions& regions) {
     for (RemoteAddr at(region.start); at < RemoteAddr(region.end);) {
       for (const uint64_t entry :
            TRY(read_pagemap(scanner_.pagemap_fd(), at, RemoteAddr(region.end), entries))) {
-        const uint64_t gone = PagemapEntry(entry).marker() ? uapi::kPageIsSwapped : 0;
+        const uint64_t gone = PagemapEntry(entry).populated() ? 0 : uapi::kPageIsSwapped;
         append_region(settled, {at.value(), (at + kPageSize).value(), region.categories & ~gone});
         at = at + kPageSize;
       }

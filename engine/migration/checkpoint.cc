@@ -6,6 +6,7 @@
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/control_server.h"
 #include "engine/migration/guardian.h"
+#include "engine/migration/huge_pages.h"
 #include "engine/migration/inventory.h"
 #include "engine/migration/memory_image.h"
 #include "engine/migration/precopy.h"
@@ -78,7 +79,9 @@ void continue_clocks(wire::Inventory& inventory) {
 
 Status begin(Rebuild& rebuild, const wire::Record& record) {
   auto inventory = TRY(wire::parse<wire::Inventory>(record));
-  TRY(judge(state::compare_hosts(inventory.facts(), TRY(state::collect_host_facts())), {}));
+  state::Findings findings = state::compare_hosts(inventory.facts(), TRY(state::collect_host_facts()));
+  if (auto found = judge_huge_pages(inventory.huge_pages())) findings.push_back(std::move(*found));
+  TRY(judge(findings, {}));
   continue_clocks(inventory);
   return rebuild.begin(inventory);
 }

@@ -8,6 +8,7 @@
 
 #include "engine/base/files.h"
 #include "engine/migration/clock_sync.h"
+#include "engine/migration/huge_pages.h"
 #include "engine/migration/migrate.h"
 #include "engine/state/file_facts.h"
 #include "engine/state/host_facts.h"
@@ -58,9 +59,11 @@ bool needs_file(const Vma& vma) {
 Result<state::Findings> settle(const std::function<Result<state::Findings>()>& look) {
   constexpr int kLooks = 20;
   constexpr timespec kPause{0, 10'000'000};
+  // What a program opens or maps for a moment, and a child of a moment, passes; a host or a namespace not.
   const auto passes = [](const state::Finding& f) {
-    return !f.fatal || f.room == kFilesRoom || f.room == state::kRegularFileRoom ||
-           f.room == state::kChildren;
+    constexpr std::string_view kPassing[] = {kFilesRoom, state::kRegularFileRoom, state::kChildren,
+                                             state::kDescriptorsRoom, state::kAddressSpace};
+    return !f.fatal || std::find(std::begin(kPassing), std::end(kPassing), f.room) != std::end(kPassing);
   };
   for (int looks = 1;; ++looks) {
     state::Findings findings = TRY(look());
@@ -94,6 +97,7 @@ Result<wire::Inventory> take_inventory(const tracee::Process& process) {
     if (vma.kind == VmaKind::kAnonymous)
       inventory.set_memory_bytes(inventory.memory_bytes() + vma.range.size());
   }
+  inventory.set_huge_pages(TRY(count_huge_pages(process, layout, files)));
   for (const std::string& path : state::collect_paths(files)) paths.insert(path);
   paths.insert(mapped.begin(), mapped.end());
   for (const std::string& path : paths) {

@@ -69,7 +69,7 @@ Status join_areas(pid_t pid, const Layout& wanted, const uffd::PageInstaller& in
   const auto process = TRY(tracee::Process::open(pid));
   Layout now = TRY(process.layout());
   for (const Vma& vma : wanted) {
-    if (vma.kind != VmaKind::kAnonymous) continue;
+    if (vma.kind != VmaKind::kAnonymous || vma.huge_page != 0) continue;
     std::vector<AddressRange> parts = parts_of(vma.range, now);
     if (parts.size() < 2) continue;
     log_debug("{} consists of {} areas here: joining them", vma.range, parts.size());

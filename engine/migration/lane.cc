@@ -33,6 +33,8 @@ Status Lane::send_again(const tracee::Memory& memory, std::span<const AddressRan
 Status Lane::send_whole(const tracee::Memory& memory, AddressRange range) {
   if (batch_.room().size() < range.size()) TRY(write_batch());
   TRY(memory.read_ranges(std::span(&range, 1), batch_.room().first(range.size())));
+  for (size_t at = 0; at < range.size(); at += kPageSize)
+    (void)sent_.is_known(range.start + at, codec::PageView(batch_.room().data() + at, kPageSize));
   return place(range.start, range.pages());
 }
 
@@ -79,6 +81,10 @@ Status Lane::send_encoded(const tracee::Memory& memory, std::span<const AddressR
 }
 
 Status Lane::encode(RemoteAddr at, codec::PageView bytes, codec::KeepBase keep) {
+  if (sent_.is_known(at, bytes)) {
+    ++counts_.unchanged;
+    return {};
+  }
   const bool full = batch_.room().size() < codec::kMaxPayload || batch_.entries() == wire::kBatchEntries;
   if (full) TRY(write_batch());
   const codec::EncodedPage encoded = encoder_.encode({{0, at}, bytes, keep, false}, batch_.room());

@@ -10,6 +10,7 @@
 #include "engine/codec/encoder.h"
 #include "engine/migration/batch_sender.h"
 #include "engine/migration/page_counts.h"
+#include "engine/migration/sent_hashes.h"
 #include "engine/tracee/memory.h"
 #include "engine/wire/page_batch_writer.h"
 
@@ -31,7 +32,12 @@ class Lane {
   /// Pages that may be there, at most kChunk together; `last`: there is no later send. As above.
   Status send_again(const tracee::Memory& memory, std::span<const AddressRange> ranges, bool last);
   /// The destination's contents of `range` changed otherwise.
-  void discard(AddressRange range) { encoder_.discard(0, range); }
+  void discard(AddressRange range) {
+    encoder_.discard(0, range);
+    sent_.forget(range);
+  }
+  /// Of hugetlbfs, what of a huge page needs no sending.
+  SentHashes& sent() { return sent_; }
   /// Everything encoded is with the sender, and on its way.
   Status flush();
 
@@ -54,6 +60,7 @@ class Lane {
   BatchSender& sender_;
   wire::PageBatchWriter batch_;
   codec::PageEncoder encoder_;
+  SentHashes sent_;
   std::vector<std::byte> staging_;
   PageCounts counts_;
   uint64_t wire_bytes_ = 0;

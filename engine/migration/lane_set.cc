@@ -136,6 +136,15 @@ void LaneSet::discard(AddressRange range) {
   for (Share& share : shares_) share.lane->discard(range);
 }
 
+void LaneSet::watch_huge(const std::vector<AddressRange>& areas) {
+  for (Share& share : shares_) share.lane->sent().watch(areas);
+}
+
+std::optional<RemoteAddr> LaneSet::find_filled(RemoteAddr start) const {
+  static_assert(kLaneBlock % kHugePageSize == 0);
+  return shares_[start.value() / kLaneBlock % shares_.size()].lane->sent().find_filled(start);
+}
+
 PageCounts LaneSet::counts() const {
   PageCounts sum;
   for (const Share& share : shares_) sum += share.lane->counts();

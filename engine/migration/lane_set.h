@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "engine/base/helper_pool.h"
@@ -37,6 +38,11 @@ class LaneSet {
 
   /// The destination's contents of `range` changed otherwise.
   void discard(AddressRange range);
+
+  /// The areas of hugetlbfs, ascending, and of the huge page at `start` a page that was not zeros when it was
+  /// sent (sent_hashes.h). Between two sends.
+  void watch_huge(const std::vector<AddressRange>& areas);
+  [[nodiscard]] std::optional<RemoteAddr> find_filled(RemoteAddr start) const;
 
   [[nodiscard]] PageCounts counts() const;    ///< but for `sent` and `discarded`
   [[nodiscard]] uint64_t wire_bytes() const;  ///< of the records that carried pages

@@ -60,9 +60,10 @@ void MemorySender::forget(AddressRange range) {
 }
 
 void MemorySender::follow(const Layout& layout) {
-  std::vector<AddressRange> wanted;
+  std::vector<AddressRange> wanted, huge;
   for (const Vma& vma : layout) {
     if (is_carried(vma)) wanted.push_back(vma.range);
+    if (is_carried(vma) && vma.huge_page != 0) huge.push_back(vma.range);
   }
   // What the peer unmaps or maps anew, by the same plan, holds nothing there: no page and no base of a delta.
   std::vector<AddressRange> renewed;
@@ -72,6 +73,7 @@ void MemorySender::follow(const Layout& layout) {
       renewed.push_back(step.area.range);
     }
   }
+  lanes_.watch_huge(huge);
   sort_ranges(renewed);
   const auto fresh = without_all(wanted, without_all(tracked_, renewed));
   add_ranges(fresh_, fresh, wanted);
@@ -116,9 +118,16 @@ Result<PageRuns> MemorySender::collect(const std::vector<AddressRange>* guide) {
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
     if (!is_carried(vma)) continue;
-    const bool guided = guide != nullptr && is_in(known, vma.range) && !touch(fresh_, vma.range);
+    // Of hugetlbfs a guide would name parts of pages; and what is not tracked is looked at in each round, so
+    // that little is left for the freeze.
+    const bool huge = vma.huge_page != 0;
+    const bool guided = guide != nullptr && !huge && is_in(known, vma.range) && !touch(fresh_, vma.range);
     PageRuns runs;
-    Status looked = collect_in(vma.range, guided ? guide : nullptr, runs);
+    Status looked;
+    if (huge && touch(untrackable_, vma.range))
+      runs = TRY(tracker_.survey(vma.range));
+    else
+      looked = collect_in(vma.range, guided ? guide : nullptr, runs);
     for (const PageRun& run : runs) {
       // A clean page of a private file mapping comes from the destination's file.
       if (!is_own(vma, run)) continue;

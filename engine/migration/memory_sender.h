@@ -68,6 +68,8 @@ class MemorySender {
   Status survey_all(const Vma& vma, LastPass& last);
   Status survey_changes(const Vma& vma, LastPass& last);
   Status add_reverted(const Vma& vma, LastPass& last);
+  void widen_huge(std::vector<AddressRange>& discarded);
+  Status add_emptied(const Vma& vma, const PageRuns& told, LastPass& last);
   void add_written(const Vma& vma, const PageRun& run, LastPass& last);
   void forget(AddressRange range);
 

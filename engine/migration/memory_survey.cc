@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "engine/codec/zero_page.h"
 #include "engine/migration/carried.h"
 #include "engine/migration/memory_sender.h"
 
@@ -13,7 +14,7 @@ namespace godwit::migration {
 /// What the log hears is the faults of private anonymous memory. Our own injected calls write to the lowest
 /// pages of the main stack (tracee/bare_call.h), unheard.
 bool MemorySender::log_can_tell(const Vma& vma) const {
-  return vma.kind == VmaKind::kAnonymous && !vma.shared && vma.path != "[stack]" &&
+  return vma.kind == VmaKind::kAnonymous && !vma.shared && vma.huge_page == 0 && vma.path != "[stack]" &&
          is_in(clean_, vma.range) && !touch(untrackable_, vma.range) && !touch(fresh_, vma.range);
 }
 
@@ -44,8 +45,26 @@ Result<MemorySender::LastPass> MemorySender::survey(const WrittenSince* log) {
   }
   TRY(cache_locked_files());
   for (const AddressRange& range : shared_files_.runs()) last.written.push_back({range, true, true});
+  widen_huge(last.discarded);
   for (const AddressRange& range : last.discarded) discarded_ += range.pages();
   return last;
+}
+
+/// Of hugetlbfs whole huge pages are discarded, however much of one was sent.
+void MemorySender::widen_huge(std::vector<AddressRange>& discarded) {
+  PageSet huge;
+  std::erase_if(discarded, [&](AddressRange range) {
+    const Vma* vma = find_vma(layout_, range.start);
+    if (vma == nullptr || vma->huge_page == 0) return false;
+    constexpr uint64_t kWithin = kHugePageSize - 1;
+    huge.insert(range_of(range.start.value() & ~kWithin, (range.end.value() + kWithin) & ~kWithin));
+    return true;
+  });
+  for (const AddressRange& range : huge.runs()) {
+    discarded.push_back(range);
+    // The process may run on after this freeze: what is not there any more is not known either.
+    lanes_.discard(range);
+  }
 }
 
 /// Pages of shared files are read whether they are present or not. KERNEL: where one was discarded and the
@@ -101,10 +120,12 @@ void MemorySender::add_written(const Vma& vma, const PageRun& run, LastPass& las
 /// The cheap look: the kernel tells only what is written or absent.
 Status MemorySender::survey_changes(const Vma& vma, LastPass& last) {
   std::vector<AddressRange> gone;
-  for (const PageRun& run : TRY(tracker_.last_pass(vma.range))) {
+  const PageRuns told = TRY(tracker_.last_pass(vma.range));
+  for (const PageRun& run : told) {
     add_written(vma, run, last);
     if (!run.present && !vma.shared) gone.push_back(run.range);
   }
+  if (vma.huge_page != 0) TRY(add_emptied(vma, told, last));
   if (vma.kind == VmaKind::kFilePrivate) return add_reverted(vma, last);
   // Of what is gone at the source, what the destination holds.
   for (const AddressRange& held : held_.runs_in(gone)) last.discarded.push_back(held);
@@ -122,6 +143,31 @@ Status MemorySender::add_reverted(const Vma& vma, LastPass& last) {
       if (is_own(vma, run)) reverted.erase(run.range);
     }
     for (const AddressRange& range : reverted.runs()) last.discarded.push_back(range);
+  }
+  return {};
+}
+
+/// KERNEL: a discarded page of hugetlbfs that is read again comes back empty and keeps the mark of the page
+/// before (hugetlb_no_page() takes it over from the marker): present and clean, and not what was sent. A page
+/// that was not zeros when it was sent tells: it can have become so by nothing else without losing the mark.
+Status MemorySender::add_emptied(const Vma& vma, const PageRuns& told, LastPass& last) {
+  PageSet quiet;
+  for (const AddressRange& held : held_.runs_in(vma.range)) quiet.insert(held);
+  for (const PageRun& run : told) quiet.erase(run.range);
+  std::vector<AddressRange> filled;
+  for (const AddressRange& run : quiet.runs()) {
+    const RemoteAddr first(run.start.value() & ~(kHugePageSize - 1));
+    for (RemoteAddr at = first; at < run.end; at = at + kHugePageSize) {
+      if (const auto page = lanes_.find_filled(at)) filled.push_back({*page, *page + kPageSize});
+    }
+  }
+  std::vector<std::byte> bytes(filled.size() * kPageSize);
+  TRY(memory_.read_ranges(filled, bytes));
+  for (size_t i = 0; i < filled.size(); ++i) {
+    const std::span<const std::byte, kPageSize> page(bytes.data() + i * kPageSize, kPageSize);
+    if (!codec::is_zero_page(page)) continue;
+    const RemoteAddr start(filled[i].start.value() & ~(kHugePageSize - 1));
+    last.written.push_back({{start, start + kHugePageSize}, true, true});
   }
   return {};
 }

@@ -5,15 +5,30 @@
 #include <algorithm>
 #include <array>
 
+#include "engine/base/files.h"
+
 namespace godwit::migration {
 namespace {
 
 /// The calls that pin pages of their process and write to them, asleep in between. write(): to /proc/PID/mem.
-constexpr std::array kPinning = {
-    SYS_read,           SYS_pread64,          SYS_readv,     SYS_preadv,       SYS_preadv2,
-    SYS_write,          SYS_pwrite64,         SYS_writev,    SYS_pwritev,      SYS_pwritev2,
-    SYS_ioctl,          SYS_ptrace,           SYS_io_submit, SYS_io_getevents, SYS_io_pgetevents,
-    SYS_io_uring_enter, SYS_process_vm_writev};
+constexpr std::array kPinning = {SYS_read,
+                                 SYS_pread64,
+                                 SYS_readv,
+                                 SYS_preadv,
+                                 SYS_preadv2,
+                                 SYS_write,
+                                 SYS_pwrite64,
+                                 SYS_writev,
+                                 SYS_pwritev,
+                                 SYS_pwritev2,
+                                 SYS_ioctl,
+                                 SYS_ptrace,
+                                 SYS_io_submit,
+                                 SYS_io_getevents,
+                                 SYS_io_pgetevents,
+                                 SYS_io_uring_enter,
+                                 SYS_io_uring_register,
+                                 SYS_process_vm_writev};
 
 /// KERNEL: the first number that 6.18 does not have; nothing is known of the calls from here on.
 constexpr long kFirstUnknown = 470;
@@ -39,6 +54,12 @@ Status await_pinned_writes(const tracee::Process& process, InterruptedCalls& int
     TRY(still->finish());
   }
   return {};
+}
+
+Result<bool> has_unseen_writers(const tracee::Process& process) {
+  if (TRY(process.has_pinned_memory())) return true;
+  const std::string maps = TRY(read_file(process.path("maps")));
+  return maps.find("anon_inode:[io_uring]") != std::string::npos || maps.find("/[aio]") != std::string::npos;
 }
 
 }  // namespace godwit::migration

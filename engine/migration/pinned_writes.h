@@ -18,4 +18,11 @@ namespace godwit::migration {
 /// Retry, Timeout when a thread cannot leave its call now; TargetGone.
 Status await_pinned_writes(const tracee::Process& process, InterruptedCalls& interrupted);
 
+/// Whether something may write to pages that it has pinned and no call of a thread shows: an io_uring or an
+/// AIO context with requests under way, registered buffers. ORDER: asked after the collect and
+/// await_pinned_writes(); if so, what the collect found counts as written at the next look as well. One that
+/// is there neither then nor at a freeze has written nothing that was missed: whatever it pinned later
+/// faulted, and is collected again.
+Result<bool> has_unseen_writers(const tracee::Process& process);
+
 }  // namespace godwit::migration

@@ -334,8 +334,10 @@ Status Precopy::await_writers(const PageRuns& collected) {
   Status over = await_pinned_writes(process_, *interrupted_);
   const bool not_now =
       !over.ok() && (over.error().kind == ErrorKind::kRetry || over.error().kind == ErrorKind::kTimeout);
-  if (!not_now) return over;
-  log_debug("round {}: {}", next_round_, over.error().message());
+  if (!over.ok() && !not_now) return over;
+  if (over.ok() && !TRY(has_unseen_writers(process_))) return {};
+  log_debug("round {}: {}", next_round_,
+            over.ok() ? "there is a ring, or pinned memory" : over.error().message());
   sender_->distrust(collected);
   objects_->distrust();
   return {};

@@ -62,11 +62,12 @@ uffd::Absent absent_at(const Layout& layout, RemoteAddr at) {
 }
 
 /// Areas whose first arrivals go by UFFDIO_COPY are private anonymous memory, except where faults make huge
-/// pages.
+/// pages. hugetlbfs is never registered: there UFFDIO_COPY takes whole huge pages only.
 std::vector<AddressRange> anonymous_ranges(const Layout& layout, bool huge) {
   std::vector<AddressRange> ranges;
   for (const Vma& vma : layout) {
-    if (vma.kind == VmaKind::kAnonymous && vma.has_flag("hg") == huge) ranges.push_back(vma.range);
+    if (vma.kind == VmaKind::kAnonymous && vma.huge_page == 0 && vma.has_flag("hg") == huge)
+      ranges.push_back(vma.range);
   }
   return ranges;
 }
@@ -106,7 +107,7 @@ Status write_at(int fd, uint64_t offset, std::span<const std::byte> bytes, const
   while (!bytes.empty()) {
     const ssize_t put = ::pwrite(fd, bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
-    if (put < 0) return in_record(fail_errno("write a shared memory object", ""), record);
+    if (put < 0) return in_record(fail_errno("write a mapped file", ""), record);
     bytes = bytes.subspan(static_cast<size_t>(put));
     offset += static_cast<uint64_t>(put);
   }
@@ -226,7 +227,11 @@ Status Rebuild::make_objects(const wire::RoomState& message) {
     }
     return {};
   }));
-  for (const auto& object : made) objects_[object.id] = TRY(state::open_object(pid_, object));
+  for (int i = 0; i < list.objects_size(); ++i) {
+    const state::SharedObject& object = made[static_cast<size_t>(i)];
+    Fd fd = TRY(state::open_object(pid_, object));
+    objects_[object.id] = std::make_unique<ObjectFile>(std::move(fd), list.objects(i).huge_page() != 0);
+  }
   return {};
 }
 
@@ -370,11 +375,13 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
   static const std::vector<std::byte> kZeros(1_MiB);
   while (const auto entry = batch.next()) {
     if (entry->encoding == wire::PageEncoding::kRaw) {
-      TRY(write_at(object->second.get(), entry->at, entry->payload, record));
+      Status written = object->second->write(entry->at, entry->payload);
+      if (!written.ok()) return in_record(written.take_error(), record);
     } else if (entry->encoding == wire::PageEncoding::kZero) {
       for (size_t done = 0; done < entry->bytes(); done += kZeros.size()) {
         const size_t part = std::min(kZeros.size(), entry->bytes() - done);
-        TRY(write_at(object->second.get(), entry->at + done, std::span(kZeros).first(part), record));
+        Status written = object->second->write(entry->at + done, std::span(kZeros).first(part));
+        if (!written.ok()) return in_record(written.take_error(), record);
       }
     } else {
       return fail(ErrorKind::kUnsupported, "install pages of a shared object", record.name(),
@@ -418,6 +425,7 @@ Status Rebuild::finish_room(const wire::RoomState& message) {
 
 Status Rebuild::finish_deferred() {
   TRY(on_shell(&state::trim_objects));
+  TRY(on_shell([&](state::BuildContext& context) { return space_.finish_protections(context); }));
   for (const wire::RoomState& message : deferred_) TRY(finish_room(message));
   return on_shell([&](state::BuildContext& context) -> Status {
     state::close_objects(context);
@@ -428,7 +436,8 @@ Status Rebuild::finish_deferred() {
 Status Rebuild::seal() {
   // ORDER: before the rooms that write to memory themselves.
   if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
-  file_.reset();  // the process may execute it: not while somebody can write to it
+  file_.reset();     // the process may execute it: not while somebody can write to it
+  objects_.clear();  // nor can they be sealed while somebody maps them to write
   TRY(finish_deferred());
   prepared_ = true;
   return {};

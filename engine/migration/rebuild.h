@@ -16,6 +16,7 @@
 #include "engine/base/result.h"
 #include "engine/migration/delta_batch.h"
 #include "engine/migration/memory_check.h"
+#include "engine/migration/object_file.h"
 #include "engine/migration/pid_namespace.h"
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
@@ -90,7 +91,7 @@ class Rebuild {
   state::AddressSpace space_;
   std::optional<uffd::PageInstaller> installer_;
   bool fresh_ = false;
-  std::map<uint64_t, Fd> objects_;  ///< this engine's descriptors of the shell's memory objects
+  std::map<uint64_t, std::unique_ptr<ObjectFile>> objects_;
   std::vector<wire::RoomState> deferred_;
   MemoryCheck check_;
   std::shared_mutex

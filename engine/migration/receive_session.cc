@@ -9,6 +9,7 @@
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/dead_commits.h"
+#include "engine/migration/huge_pages.h"
 #include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
@@ -181,6 +182,7 @@ Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWr
   wire::Findings answer;
   *answer.mutable_facts() = TRY(state::collect_host_facts());
   state::Findings findings = state::compare_hosts(inventory.facts(), answer.facts());
+  if (auto found = judge_huge_pages(inventory.huge_pages())) findings.push_back(std::move(*found));
   for (const wire::FileFact& file : inventory.files()) {
     if (auto found = judge_file(file)) findings.push_back(std::move(*found));
   }

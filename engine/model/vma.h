@@ -18,7 +18,7 @@ enum class VmaKind : uint8_t {
   kShmem,        ///< shared anonymous memory or a memfd: the object is carried, its mappings only point to it
   kVdso,         ///< vdso, vvar, vvar_vclock: the kernel's own, rebuilt by ARCH_MAP_VDSO_64
   kVsyscall,     ///< fixed, the same everywhere
-  kUnsupported,  ///< device memory, hugetlb, SysV shm, ...: check() names it
+  kUnsupported,  ///< device memory, files of hugetlbfs, SysV shm, ...: check() names it
 };
 
 struct Vma {
@@ -32,12 +32,16 @@ struct Vma {
   std::string path;   ///< as maps prints it: a path, "[heap]", "[stack]", "/memfd:x (deleted)", or empty
   std::string flags;  ///< VmFlags of smaps ("rd wr mr mw me ac sd"), empty when only maps was read
   int protection_key = 0;
+  uint64_t huge_page = 0;  ///< bytes of a page of hugetlbfs, 0: ordinary memory; from smaps alone
 
   [[nodiscard]] bool has_flag(std::string_view two_letters) const {
     return flags.find(two_letters) != std::string::npos;
   }
   bool operator==(const Vma&) const = default;
 };
+
+/// The one size of hugetlbfs pages that is carried.
+constexpr uint64_t kHugePageSize = 2_MiB;
 
 /// Sorted by address, without overlaps.
 using Layout = std::vector<Vma>;

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/mman.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/state/memory_objects.h"
+#include "engine/state/process_rooms.h"
 #include "engine/wire/rooms_memory.pb.h"
 
 #ifndef MAP_FIXED_NOREPLACE
@@ -33,9 +35,16 @@ std::string describe(const Vma& vma) {
   return fmt::format("{} {}", vma.range, vma.path);
 }
 
+/// KERNEL: where the process itself may not write to hugetlbfs, nobody may (no FOLL_FORCE): its private
+/// mappings get their protection when the last page is there.
+bool is_protected_last(const Vma& vma) {
+  return vma.huge_page != 0 && !vma.shared;
+}
+
 int map_flags(const Vma& vma) {
   int flags = MAP_FIXED_NOREPLACE | (vma.shared ? MAP_SHARED : MAP_PRIVATE);
   if (vma.kind == VmaKind::kAnonymous) flags |= MAP_ANONYMOUS;
+  if (vma.kind == VmaKind::kAnonymous && vma.huge_page != 0) flags |= MAP_HUGETLB | MAP_HUGE_2MB;
   if (vma.has_flag("gd")) flags |= MAP_GROWSDOWN;
   if (vma.has_flag("nr")) flags |= MAP_NORESERVE;
   return flags;
@@ -86,6 +95,7 @@ void advise(Batch& batch, const Vma& vma, std::string_view had) {
 /// KERNEL: private memory that was ever writable stays charged (VM_ACCOUNT), and only areas that agree in it
 /// are merged. So what can only be read by now is writable first, as it was at the source.
 int first_protection(const Vma& vma) {
+  if (is_protected_last(vma)) return PROT_READ | PROT_WRITE;
   const bool was_writable = vma.kind == VmaKind::kAnonymous && !vma.shared && (vma.prot & PROT_READ) != 0;
   return vma.prot | (was_writable ? PROT_WRITE : 0);
 }
@@ -127,9 +137,10 @@ Status map_areas(BuildContext& context, const std::vector<LayoutStep>& steps) {
     }
     if (opened) opened_files.emplace(file, fd.value());
     const int prot = first_protection(vma);
-    batch.call(SYS_mmap, {vma.range.start, vma.range.size(), prot, map_flags(vma), fd.value(), vma.offset},
+    const uint64_t offset = vma.kind == VmaKind::kAnonymous ? 0 : vma.offset;
+    batch.call(SYS_mmap, {vma.range.start, vma.range.size(), prot, map_flags(vma), fd.value(), offset},
                "mmap " + describe(vma));
-    if (prot != vma.prot) protect(batch, vma);
+    if (prot != vma.prot && !is_protected_last(vma)) protect(batch, vma);
     advise(batch, vma, {});
   }
   Status mapped = opened_all.ok() ? context.run(batch) : std::move(opened_all);
@@ -162,12 +173,21 @@ Status AddressSpace::follow(BuildContext& context, const Layout& next) {
   TRY(map_areas(context, steps));
   Batch change;
   for (const LayoutStep& step : steps) {
-    if (step.kind == Kind::kProtect) protect(change, step.area);
+    if (step.kind == Kind::kProtect && !is_protected_last(step.area)) protect(change, step.area);
     if (step.kind == Kind::kAdvise) advise(change, step.area, step.had);
   }
   if (!change.empty()) TRY(context.run(change));
   layout_ = next;
   return {};
+}
+
+Status AddressSpace::finish_protections(BuildContext& context) {
+  Batch batch;
+  for (const Vma& vma : layout_) {
+    if (is_protected_last(vma) && vma.prot != first_protection(vma))
+      batch.call(SYS_mprotect, {vma.range.start, vma.range.size(), vma.prot}, "mprotect " + describe(vma));
+  }
+  return batch.empty() ? Status{} : context.run(batch);
 }
 
 Status AddressSpace::renew(BuildContext& context, AddressRange part) {
@@ -193,6 +213,7 @@ bool inherit_details(Layout& layout, const Layout& detailed) {
     if (old == nullptr) continue;
     vma.flags = old->flags;
     vma.protection_key = old->protection_key;
+    vma.huge_page = old->huge_page;
   }
   return complete;
 }
@@ -202,7 +223,7 @@ bool inherit_details(Layout& layout, const Layout& detailed) {
 
 namespace {
 
-constexpr std::string_view kName = "address-space";
+constexpr std::string_view kName = kAddressSpace;
 
 Finding finding_of(const Vma& vma, std::string what, std::string why, std::string remedy) {
   return {std::string(kName),
@@ -219,9 +240,12 @@ std::optional<Finding> judge(const Vma& vma) {
       return finding_of(vma, "a System V shared memory segment",
                         "other processes may share it, and it is not carried yet",
                         "detach it (shmdt), or use POSIX shared memory");
+    if (vma.huge_page > kHugePageSize)
+      return finding_of(vma, fmt::format("huge pages of {} kB", vma.huge_page >> 10),
+                        "of hugetlbfs only those of 2048 kB are carried", "use huge pages of 2048 kB");
     if (vma.has_flag("ht"))
-      return finding_of(vma, "huge pages of hugetlbfs", "they are not carried yet",
-                        "use transparent huge pages");
+      return finding_of(vma, "a file of hugetlbfs", "other processes may share it, and it is not carried",
+                        "use MAP_ANONYMOUS | MAP_HUGETLB, or memfd_create with MFD_HUGETLB");
     return finding_of(vma, "memory of a device or of the kernel", "its contents live in this host's hardware",
                       "close what mapped it");
   }
@@ -237,18 +261,32 @@ std::optional<Finding> judge(const Vma& vma) {
   return std::nullopt;
 }
 
-/// An area that appeared after the check, and may be gone in a moment: a ring, a file that was just deleted.
-Status refuse_unmovable(const Layout& layout) {
-  for (const Vma& vma : layout) {
+/// KERNEL: what is pinned for long is written by no page table (io_uring's registered buffers, RDMA). A ring
+/// need not show among descriptors or mappings: closed after IORING_REGISTER_RING_FDS, it lives on in its
+/// thread. All of them count their buffers in the mm's pinned_vm, which status shows.
+Result<std::optional<Finding>> find_pinned(const tracee::Process& process) {
+  if (!TRY(process.has_pinned_memory())) return std::optional<Finding>();
+  return std::optional<Finding>({std::string(kName), fmt::format("pid {}", process.pid()),
+                                 "memory pinned by registered io_uring buffers or a device",
+                                 "writes to it pass by the page tables and would be missed",
+                                 "start the program without io_uring, or let it unregister its buffers",
+                                 true});
+}
+
+/// What appeared after the check, and may be gone in a moment: a ring, a file that was just deleted.
+Status refuse_unmovable(const CaptureContext& context) {
+  for (const Vma& vma : context.layout) {
     if (const auto found = judge(vma)) return capture_error(ErrorKind::kRetry, *found);
   }
-  return {};
+  const auto pinned = TRY(find_pinned(context.process));
+  return pinned ? Status(capture_error(ErrorKind::kRetry, *pinned)) : Status();
 }
 
 Status check(const CheckContext& context, Findings& findings) {
   for (const Vma& vma : context.layout) {
     if (auto found = judge(vma)) findings.push_back(std::move(*found));
   }
+  if (auto pinned = TRY(find_pinned(context.process))) findings.push_back(std::move(*pinned));
   const std::string exe = TRY(read_link(context.process.path("exe")));
   if (exe.ends_with(" (deleted)"))
     findings.push_back({std::string(kName), exe, "the program file was deleted",
@@ -270,7 +308,7 @@ void put_stat(wire::AddressSpaceState& state, const tracee::Stat& stat) {
 }
 
 Result<std::string> capture(CaptureContext& context) {
-  if (context.frozen != nullptr) TRY(refuse_unmovable(context.layout));
+  if (context.frozen != nullptr) TRY(refuse_unmovable(context));
   wire::AddressSpaceState state;
   put_stat(state, TRY(context.process.stat()));
   state.set_exe(TRY(read_link(context.process.path("exe"))));

@@ -21,6 +21,8 @@ class AddressSpace {
   /// Pages of what stays are untouched. Errors: System naming the area; Corrupt when a shared object of it is
   /// unknown.
   Status follow(BuildContext& context, const Layout& next);
+  /// The last page has arrived: what had to stay writable until now gets its protection.
+  Status finish_protections(BuildContext& context);
   /// Maps `part` of an anonymous area anew, without pages, so that it can merge with its neighbours.
   Status renew(BuildContext& context, AddressRange part);
   [[nodiscard]] const Layout& layout() const { return layout_; }

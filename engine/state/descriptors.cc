@@ -12,6 +12,7 @@
 #include "engine/base/log.h"
 #include "engine/state/description_common.h"
 #include "engine/state/fd_holders.h"
+#include "engine/state/process_rooms.h"
 #include "engine/state/unclaimed.h"
 #include "engine/wire/rooms_fds.pb.h"
 
@@ -46,21 +47,19 @@ void check_sharing(const CheckContext& ctx, Findings& findings) {
     if (holder == holders.end()) continue;
     const char* what = file.link.starts_with("pipe:[") ? "a pipe to another process"
                                                        : "a socket shared with another process";
+    // With a child it ends: the look is repeated for as long as for the child itself.
+    const bool child = holder->second.parent == ctx.process.pid();
     findings.push_back(
-        {std::string(kRoom), file.subject(), what,
+        {std::string(child ? kChildren : kRoom), file.subject(), what,
          fmt::format("{} holds it too and stays on this host", to_text(holder->second)),
          "close it in one of the two; give a daemon files or /dev/null as its standard streams", true});
   }
 }
 
-/// In the freeze it may be there for a moment only, as the check did not see it.
-Error unclaimed_error(const OpenFile& file, bool frozen) {
-  return capture_error(frozen ? ErrorKind::kRetry : ErrorKind::kUnsupported, describe_unclaimed(file));
-}
-
 Status capture_one(CaptureContext& ctx, const OpenFile& file, wire::Description& out) {
   const DescriptorRoom* room = room_of(file);
-  if (room == nullptr) return unclaimed_error(file, ctx.frozen != nullptr);
+  // The check did not see it, so it may be there for a moment only.
+  if (room == nullptr) return capture_error(ErrorKind::kRetry, describe_unclaimed(file));
   out.set_room(std::string(room->name));
   out.set_key(file.key());
   out.set_subject(file.subject());

@@ -14,8 +14,11 @@ void look_into(pid_t pid, const std::set<std::string>& links, std::map<std::stri
   for (const int fd : numbers.value()) {
     const auto link = read_link(fmt::format("/proc/{}/fd/{}", pid, fd));
     if (!link.ok() || !links.contains(link.value()) || found.contains(link.value())) continue;
-    const auto comm = read_file(fmt::format("/proc/{}/comm", pid));
-    found[link.value()] = {pid, fd, comm.ok() ? std::string(trim(comm.value())) : std::string("?")};
+    const auto status = read_file(fmt::format("/proc/{}/status", pid));
+    if (!status.ok()) return;  // it ended meanwhile
+    const auto parent = parse_number(trim(field(status.value(), "PPid:").value_or("")));
+    found[link.value()] = {pid, static_cast<pid_t>(parent.value_or(0)), fd,
+                           std::string(trim(field(status.value(), "Name:").value_or("?")))};
   }
 }
 

@@ -11,6 +11,7 @@ namespace godwit::state {
 
 struct Holder {
   pid_t pid = 0;
+  pid_t parent = 0;
   int fd = -1;
   std::string comm;
 };

@@ -9,13 +9,15 @@ namespace {
 
 using Kind = LayoutStep::Kind;
 
+/// Of hugetlbfs, what is anonymous has a file of its own, which tells it from another.
 bool has_offset(const Vma& vma) {
-  return vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared || vma.kind == VmaKind::kShmem;
+  return vma.huge_page != 0 || vma.kind == VmaKind::kFilePrivate || vma.kind == VmaKind::kFileShared ||
+         vma.kind == VmaKind::kShmem;
 }
 
 /// Both show the same memory where they overlap (protection and advice aside).
 bool same_backing(const Vma& a, const Vma& b) {
-  if (a.kind != b.kind || a.shared != b.shared) return false;
+  if (a.kind != b.kind || a.shared != b.shared || a.huge_page != b.huge_page) return false;
   if (a.has_flag("gd") != b.has_flag("gd")) return false;
   if (a.kind == VmaKind::kVdso) return a.range == b.range && a.path == b.path;
   if (!has_offset(a)) return true;

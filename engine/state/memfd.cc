@@ -28,9 +28,12 @@ bool claims(const OpenFile& file) {
 Status check(const CheckContext& ctx, const OpenFile& file, Findings& findings) {
   struct statfs filesystem {};
   const std::string magic_link = ctx.process.path(fmt::format("fd/{}", file.number()));
-  if (::statfs(magic_link.c_str(), &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC)
-    findings.push_back({std::string(kRoom), file.subject(), "a memfd of huge pages",
-                        "huge pages are not carried over", "use a plain memfd", true});
+  if (::statfs(magic_link.c_str(), &filesystem) == 0 && filesystem.f_type == HUGETLBFS_MAGIC &&
+      static_cast<uint64_t>(filesystem.f_bsize) != kHugePageSize)
+    findings.push_back({std::string(kRoom), file.subject(),
+                        fmt::format("a memfd of huge pages of {} kB", filesystem.f_bsize >> 10),
+                        "of hugetlbfs only those of 2048 kB are carried", "use MFD_HUGETLB | MFD_HUGE_2MB",
+                        true});
   return {};
 }
 

@@ -2,10 +2,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
+#include <linux/memfd.h>
+#include <linux/mman.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 
 #include <algorithm>
 #include <set>
@@ -47,15 +51,21 @@ std::optional<ObjectSource> open_source(const std::string& path) {
     const bool executable = (st.st_mode & 0111) != 0;
     source.info.set_memfd_flags(MFD_ALLOW_SEALING | (executable ? kMfdExec : 0u));
   }
+  struct statfs filesystem {};
+  if (::fstatfs(source.fd.get(), &filesystem) != 0) return std::nullopt;
+  if (filesystem.f_type == HUGETLBFS_MAGIC)
+    source.info.set_huge_page(static_cast<uint64_t>(filesystem.f_bsize));
   return source;
 }
 
 /// Anonymous shared memory exists only behind a mapping: it is mapped for a moment, and taken from map_files.
-Result<int> create_shared_anonymous(BuildContext& context, uint64_t size) {
+Result<int> create_shared_anonymous(BuildContext& context, const wire::MemoryObject& object) {
+  const uint64_t size = object.size();
+  const int flags =
+      MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE | (object.huge_page() != 0 ? MAP_HUGETLB | MAP_HUGE_2MB : 0);
   tracee::Batch map;
   const size_t at =
-      map.call(SYS_mmap, {0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0},
-               "map shared anonymous memory");
+      map.call(SYS_mmap, {0, size, PROT_READ | PROT_WRITE, flags, -1, 0}, "map shared anonymous memory");
   TRY(context.run(map));
   const auto start = static_cast<uint64_t>(map.result(at));
   const std::string path =
@@ -74,7 +84,8 @@ Result<int> create_shared_anonymous(BuildContext& context, uint64_t size) {
 }
 
 Result<int> create_memfd(const wire::MemoryObject& object) {
-  const int fd = ::memfd_create(object.name().c_str(), object.memfd_flags() | MFD_CLOEXEC);
+  const unsigned huge = object.huge_page() != 0 ? MFD_HUGETLB | MFD_HUGE_2MB : 0;
+  const int fd = ::memfd_create(object.name().c_str(), object.memfd_flags() | huge | MFD_CLOEXEC);
   if (fd < 0) return fail_errno("memfd_create", object.name());
   if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) {
     Error error = fail_errno("ftruncate a memfd", object.name());
@@ -106,7 +117,7 @@ Result<int> create(BuildContext& context, const wire::MemoryObject& object) {
     case wire::MemoryObject::MEMFD:
       return create_memfd(object);
     case wire::MemoryObject::SHARED_ANONYMOUS:
-      return create_shared_anonymous(context, object.size());
+      return create_shared_anonymous(context, object);
     case wire::MemoryObject::UNNAMED_FILE:
       return create_unnamed_file(object);
     default:
@@ -176,6 +187,9 @@ Result<std::vector<ObjectSource>> find_objects(const tracee::Process& process, c
 }
 
 Status create_object(BuildContext& context, const wire::MemoryObject& object) {
+  if (object.huge_page() != 0 && object.huge_page() != kHugePageSize)
+    return fail(ErrorKind::kCorrupt, "make a memory object", object.name(),
+                "pages of a size that is not carried");
   const auto known = context.objects.find(object.id());
   if (known != context.objects.end()) return resize(known->second, object.size());
   const int fd = TRY(create(context, object));

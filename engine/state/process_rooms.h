@@ -17,6 +17,8 @@ extern const Room
 
 /// The name under which the process room reports children, which may end at any moment.
 constexpr std::string_view kChildren = "children";
+constexpr std::string_view kAddressSpace = "address-space";
+constexpr std::string_view kDescriptorsRoom = "descriptors";
 
 /// The id that thread `tid` (as this engine sees it) has in its own pid namespace. Errors: TargetGone.
 Result<pid_t> inner_tid(const tracee::Process& process, pid_t tid);

@@ -63,6 +63,9 @@ bool take_permissions(std::string_view& rest, Vma& vma) {
 constexpr uint64_t kKernelShmemMount =
     1;  // KERNEL: device 0:1, the internal mount behind memfd and MAP_SHARED|ANON
 
+/// KERNEL: what MAP_ANONYMOUS | MAP_HUGETLB shows, private or shared: a file of its own for each mmap.
+constexpr std::string_view kAnonymousHuge = "/anon_hugepage (deleted)";
+
 VmaKind kind_of_special(const Vma& vma) {
   const std::string_view path = vma.path;
   if (path.starts_with("[vdso]") || path.starts_with("[vvar")) return VmaKind::kVdso;
@@ -79,8 +82,8 @@ VmaKind kind_of_shmem(const Vma& vma) {
 
 VmaKind kind_of_deleted(const Vma& vma) {
   const std::string_view path = vma.path;
-  if (path.starts_with("/SYSV") || path.starts_with("/anon_hugepage") || path.starts_with("/secretmem"))
-    return VmaKind::kUnsupported;
+  if (path.starts_with("/SYSV") || path.starts_with("/secretmem")) return VmaKind::kUnsupported;
+  if (path == kAnonymousHuge) return vma.shared ? VmaKind::kShmem : VmaKind::kAnonymous;
   if (path.starts_with("/memfd:") || path.starts_with("/dev/zero") || path.starts_with("/dev/shm/") ||
       vma.device == kKernelShmemMount)
     return kind_of_shmem(vma);
@@ -116,12 +119,30 @@ Result<Vma> parse_area(std::string_view line) {
   return vma;
 }
 
+/// Of hugetlbfs, memory without a name that others could open it by.
+bool is_movable_huge(const Vma& vma) {
+  const bool nameless = vma.path == kAnonymousHuge || vma.path.starts_with("/memfd:");
+  return nameless && vma.huge_page == kHugePageSize;
+}
+
+/// "     2048 kB", in bytes.
+Result<uint64_t> parse_kib(std::string_view line, std::string_view text) {
+  text = trim(text);
+  const auto number = parse_number(text.substr(0, text.find(' ')));
+  if (!number || *number > kUserSpaceEnd >> 10) return corrupt(line, "no size");
+  return *number << 10;
+}
+
 /// One "Key: value" line of smaps.
 Status parse_attribute(std::string_view line, Vma& vma) {
   if (line.starts_with("VmFlags:")) {
     vma.flags = trim(line.substr(8));
     const bool device = vma.has_flag("io") || vma.has_flag("pf");
-    if (vma.kind != VmaKind::kVdso && (device || vma.has_flag("ht"))) vma.kind = VmaKind::kUnsupported;
+    const bool strange = device || (vma.has_flag("ht") && !is_movable_huge(vma));
+    if (vma.kind != VmaKind::kVdso && strange) vma.kind = VmaKind::kUnsupported;
+  } else if (line.starts_with("KernelPageSize:")) {
+    const uint64_t size = TRY(parse_kib(line, line.substr(15)));
+    if (size > kPageSize) vma.huge_page = size;
   } else if (line.starts_with("ProtectionKey:")) {
     const auto key = parse_number(trim(line.substr(14)));
     if (!key || *key > 15) return corrupt(line, "no protection key");

@@ -73,6 +73,12 @@ Result<std::vector<pid_t>> Process::threads() const {
   return tids;
 }
 
+Result<bool> Process::has_pinned_memory() const {
+  const std::string text = TRY(status(pid()));
+  const std::string_view pinned = field(text, "VmPin:").value_or("0 kB");
+  return parse_number(pinned.substr(0, pinned.find(' '))).value_or(0) != 0;
+}
+
 Result<std::vector<pid_t>> Process::children() const {
   std::vector<pid_t> all;
   for (const pid_t tid : TRY(threads())) {

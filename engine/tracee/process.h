@@ -36,6 +36,8 @@ class Process {
 
   [[nodiscard]] Result<std::vector<pid_t>> threads() const;   ///< tids, ascending, the leader among them
   [[nodiscard]] Result<std::vector<pid_t>> children() const;  ///< of all threads
+  /// Whether some of its memory is pinned for long (registered io_uring buffers, RDMA, a device).
+  [[nodiscard]] Result<bool> has_pinned_memory() const;
   [[nodiscard]] Result<Stat> stat() const;
   [[nodiscard]] Result<Stat> stat(pid_t tid) const;
   [[nodiscard]] Result<std::string> status(pid_t tid) const;  ///< the text of /proc/PID/task/TID/status

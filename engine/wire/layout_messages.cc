@@ -45,6 +45,7 @@ VmaMessage to_message(const Vma& vma) {
   message.set_path(vma.path);
   message.set_flags(vma.flags);
   message.set_protection_key(static_cast<uint32_t>(vma.protection_key));
+  message.set_huge_page(vma.huge_page);
   return message;
 }
 
@@ -59,6 +60,15 @@ Result<AddressRange> to_range(const RangeMessage& message) {
   return checked_range(message.start(), message.end());
 }
 
+namespace {
+
+bool is_of_huge_pages(const VmaMessage& message) {
+  return message.huge_page() == kHugePageSize && (message.start() | message.end()) % kHugePageSize == 0 &&
+         message.offset() % kHugePageSize == 0;
+}
+
+}  // namespace
+
 Result<Vma> to_vma(const VmaMessage& message) {
   Vma vma;
   vma.range = TRY(checked_range(message.start(), message.end()));
@@ -72,6 +82,8 @@ Result<Vma> to_vma(const VmaMessage& message) {
     return bad(fmt::format("reading protection key {}", message.protection_key()));
   if (message.offset() % kPageSize != 0)
     return bad(fmt::format("reading file offset {:#x}", message.offset()));
+  if (message.huge_page() != 0 && !is_of_huge_pages(message))
+    return bad(fmt::format("reading pages of {} bytes", message.huge_page()));
   if (message.path().find('\0') != std::string::npos) return bad("reading a path with a NUL byte");
   vma.prot = static_cast<int>(message.prot());
   vma.shared = message.shared();
@@ -82,6 +94,7 @@ Result<Vma> to_vma(const VmaMessage& message) {
   vma.path = message.path();
   vma.flags = message.flags();
   vma.protection_key = static_cast<int>(message.protection_key());
+  vma.huge_page = message.huge_page();
   return vma;
 }
 

@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 """The e2e suite: what cases.toml lists, moved for real between hosts. `run.py [WORD...]`: only tests whose name holds
 one of the words."""
+import contextlib
+import mmap
 import os
 import pathlib
 import shutil
@@ -12,7 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 import control  # noqa: E402
-from godwit import (BUILD, PATIENCE, Engine, Failure, Host, Hosts, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
+from godwit import (BUILD, PATIENCE, POOL, PORT, Engine, Failure, Host, Hosts, HugePages, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, state_of, sweep, stand)
 import installed  # noqa: E402
 from torture import plan_torture  # noqa: E402
@@ -241,6 +243,53 @@ def denied_sync(a, b):
         await_empty(b)
 
 
+def too_few_huge_pages(a, b):
+    """Three are taken and two to spare: check --to and migrate say how many, and how to get them; nothing was touched."""
+    with Program(a, "hugetlb", ["anon"]) as held:
+        before = footprint(held.outer())
+        with receive(b) as receiver, contextlib.ExitStack() as taken:
+            for verb in (("check", held.pid, "--to", f"{b.address}:{PORT}", "--insecure"),
+                         ("migrate", held.pid, f"{b.address}:{PORT}", "--insecure")):
+                taken.enter_context(take_huge_pages(spare_huge_pages() - 2))
+                with Engine(a, *verb) as engine:
+                    code = engine.finish()
+                    text = " ".join(map(str, engine.events.seen)) + engine.said()
+                    if code != 3 or "reserve 3 huge pages of 2048 kB: echo " not in text or "nr_hugepages" not in text:
+                        raise Failure(f"exit code {code}: {text}")
+            if traces := difference(before, footprint(held.outer())):
+                raise Failure(f"the refusal left traces: {traces}")
+            if receiver.crashed():
+                raise Failure(receiver.said())
+        held.check()
+        await_empty(b)
+        with HugePages(1):
+            held.move_to(b, "--verify")
+            held.check()
+
+
+def spare_huge_pages():
+    return int((POOL.parent / "free_hugepages").read_text()) - int((POOL.parent / "resv_hugepages").read_text())
+
+
+def take_huge_pages(count):
+    """What others have set aside on this machine; a mapping, or nothing."""
+    hugetlb = 0x40000  # asm-generic/mman.h: MAP_HUGETLB
+    return mmap.mmap(-1, count << 21, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | hugetlb) if count > 0 else contextlib.nullcontext()
+
+
+def emptied_before_the_freeze(a, b, more):
+    """What was discarded after the last round, and read since, is empty on the other side as well."""
+    with tempfile.TemporaryDirectory(prefix="godwit-hooks-") as hooks, Program(a, "hugetlb", ["emptied"]) as moved:
+        hook = pathlib.Path(hooks) / "pre-freeze"
+        hook.write_text(f"#!/bin/sh\ntouch {moved.directory}/empty\nuntil [ -e {moved.directory}/emptied ]; do sleep 0.01; done\n")
+        hook.chmod(0o755)
+        moved.move_to(b, "--hook", hooks, *more)
+        if not (moved.directory / "emptied").exists():
+            raise Failure("the hook did not run")
+        moved.check()
+        await_empty(a)
+
+
 class Plan:
     """Names every test, so that those chosen by words run and the rest are not even counted."""
 
@@ -255,15 +304,19 @@ class Plan:
             self.pairs[skew] = pair
         return self.pairs[skew]["A"], self.pairs[skew]["B"]
 
-    def test(self, name, function, *arguments, skew=False, needs=None):
+    def test(self, name, function, *arguments, skew=False, needs=None, huge_pages=0):
         if self.words and not any(word in name for word in self.words):
             return
         if needs and not shutil.which(needs):
             self.tap.skip(name, f"{needs} is not installed")
             return
         a, b = self.hosts(skew)
-        self.tap.run(name, function, a, b, *arguments)
-        sweep(a, b)
+        with HugePages(huge_pages) as reserved:
+            if reserved.missing:
+                self.tap.skip(name, reserved.missing)
+                return
+            self.tap.run(name, function, a, b, *arguments)
+            sweep(a, b)
 
     def close(self):
         for pair in self.pairs.values():
@@ -273,7 +326,7 @@ class Plan:
 def plan_program(plan, entry):
     name, cases, apart, modes = entry["name"], entry.get("cases", []), entry.get("apart", []), entry["modes"]
     words, needs = cases or entry.get("words", []), entry.get("needs")
-    more = {"skew": entry.get("skew", False), "needs": needs}
+    more = {"skew": entry.get("skew", False), "needs": needs, "huge_pages": entry.get("huge_pages", 0)}
     if "there-and-back" in modes:
         for case in cases + apart:
             plan.test(f"{name}/{case} there-and-back", there_and_back, name, [case], **more)
@@ -283,8 +336,8 @@ def plan_program(plan, entry):
     if "checkpoint" in modes:
         for chosen in [words] + [[case] for case in apart]:
             title = f"{name}/{chosen[0]}" if chosen != words else name
-            plan.test(f"{title} checkpoint", checkpoint, name, chosen, needs=needs)
-            plan.test(f"{title} checkpoint --leave-running", leave_running, name, chosen, needs=needs)
+            plan.test(f"{title} checkpoint", checkpoint, name, chosen, **{**more, "skew": False})
+            plan.test(f"{title} checkpoint --leave-running", leave_running, name, chosen, **{**more, "skew": False})
     if "many-moves" in modes:
         moves = int(os.environ.get("GODWIT_MOVES", entry["moves"]))
         plan.test(f"{name} {moves} moves", many_moves, name, words, moves, **more)
@@ -303,6 +356,10 @@ def main(words):
             for case, word in entry["cases"].items():
                 plan.test(f"{entry['program']}/{case} stays", stays, entry["program"], case, word)
         plan.test("process/nobody denied uffd-sync", denied_sync)
+        plan.test("hugetlb/emptied before the freeze", emptied_before_the_freeze, (), huge_pages=12)
+        plan.test("hugetlb/emptied before the freeze, without a cache", emptied_before_the_freeze, ("--cache", "0"), huge_pages=12)
+        plan.test("hugetlb/emptied before the freeze uffd-sync", emptied_before_the_freeze, SYNC, huge_pages=12)
+        plan.test("hugetlb/anon too few huge pages", too_few_huge_pages, huge_pages=5)
         plan.test("heartbeat guided rounds", guided_rounds)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)

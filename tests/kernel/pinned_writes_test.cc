@@ -2,6 +2,7 @@
 // is read after await_pinned_writes() lacks them.
 #include "engine/migration/pinned_writes.h"
 
+#include <linux/io_uring.h>
 #include <sys/uio.h>
 
 #include "engine/base/files.h"
@@ -116,6 +117,60 @@ INSTANTIATE_TEST_SUITE_P(Ways, PinnedWritesTest,
                                          std::tuple(Way::kOwnMemory, Kind::kUffd),
                                          std::tuple(Way::kReadDirect, Kind::kUffdSync),
                                          std::tuple(Way::kProcessWrite, Kind::kUffdSync)));
+
+/// A ring whose descriptor is closed and of which nothing is mapped; its thread has it registered.
+class HiddenRing {
+ public:
+  explicit HiddenRing(void* buffer) {
+    io_uring_params params{};
+    const int ring = static_cast<int>(::syscall(SYS_io_uring_setup, 4, &params));
+    const iovec vector{buffer, kPageSize};
+    io_uring_rsrc_update slot{~0U, 0, static_cast<uint64_t>(ring)};
+    ok_ = ::syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &vector, 1) == 0 &&
+          ::syscall(SYS_io_uring_register, ring, IORING_REGISTER_RING_FDS, &slot, 1) == 1;
+    ::close(ring);
+    slot_ = slot.offset;
+  }
+  ~HiddenRing() {
+    io_uring_rsrc_update slot{slot_, 0, 0};
+    ::syscall(SYS_io_uring_register, slot_, IORING_UNREGISTER_RING_FDS | kByIndex, &slot, 1);
+  }
+  HiddenRing(const HiddenRing&) = delete;
+  HiddenRing& operator=(const HiddenRing&) = delete;
+  [[nodiscard]] bool ok() const { return ok_; }
+
+ private:
+  static constexpr unsigned kByIndex = 1U << 31;  // linux/io_uring.h: IORING_REGISTER_USE_REGISTERED_RING
+  bool ok_ = false;
+  uint32_t slot_ = 0;
+};
+
+TEST_F(TrackerTest, ARegisteredBufferIsFoundWithoutADescriptorOrAMappingOfItsRing) {
+  Target target({[](auto& c) { c.a = map_apart(1); },
+                 [](auto& c) {
+                   static std::unique_ptr<HiddenRing> ring;
+                   if (ring) return ring.reset();
+                   ring = std::make_unique<HiddenRing>(reinterpret_cast<void*>(c.a.load()));
+                   c.c = ring->ok();
+                 }});
+  target.run(0);
+  auto process = tracee::Process::open(target.pid());
+  ASSERT_TRUE(process.ok());
+  const auto is_seen = [&] {
+    const auto seen = has_unseen_writers(*process);
+    EXPECT_TRUE(seen.ok());
+    return seen.ok() && seen.value();
+  };
+  EXPECT_FALSE(is_seen());
+  target.run(1);
+  if (target.control().c == 0) GTEST_SKIP() << "no io_uring with registered rings (Linux 5.18)";
+  EXPECT_TRUE(is_seen());
+  target.run(1);
+  // The kernel gives the buffers back a little later.
+  for (const Nanos end = monotonic_now() + std::chrono::seconds(10); is_seen() && monotonic_now() < end;)
+    ::usleep(1000);
+  EXPECT_FALSE(is_seen());
+}
 
 TEST_F(TrackerTest, AThreadThatSleepsInACallOfAnotherKindIsNotDisturbed) {
   Target target({[](auto&) { ::pause(); }});

@@ -1,6 +1,8 @@
 // What both trackers promise of the kinds of memory, of discards and of the last pass.
 #include <gmock/gmock.h>
+#include <linux/mman.h>
 
+#include "engine/base/files.h"
 #include "tests/kernel/uffd_tracker_fixture.h"
 
 namespace godwit::uffd {
@@ -33,6 +35,73 @@ TEST_P(AnyTrackerTest, ASparseMappingCostsNoPageTables) {
   EXPECT_THAT(all_of(collect(tracker, range), base), ElementsAre(12345));
   EXPECT_THAT(collect(tracker, range), IsEmpty());
   EXPECT_EQ(page_tables(), before);
+}
+
+/// Huge pages of hugetlbfs for one test; all of them given back.
+class HugePool {
+ public:
+  explicit HugePool(int pages) {
+    before_ = number();
+    set(before_ + pages);
+    enough_ = number() >= before_ + pages;
+  }
+  ~HugePool() { set(before_); }
+  HugePool(const HugePool&) = delete;
+  HugePool& operator=(const HugePool&) = delete;
+  [[nodiscard]] bool enough() const { return enough_; }
+
+ private:
+  static int number() {
+    const auto text = read_file("/proc/sys/vm/nr_hugepages");
+    return text.ok() ? std::atoi(text.value().c_str()) : 0;
+  }
+  static void set(int pages) { (void)write_file("/proc/sys/vm/nr_hugepages", std::to_string(pages)); }
+  int before_ = 0;
+  bool enough_ = false;
+};
+
+constexpr size_t kSmallPages = 512;  ///< in a huge one
+
+/// KERNEL: what MemorySender::add_emptied() is for: a page that was discarded and read again looks clean.
+TEST_F(WpTrackerTest, WritesToHugetlbfsShowByHugePagesAndDiscardsUntilTheyAreReadAgain) {
+  const HugePool pool(3);
+  if (!pool.enough()) GTEST_SKIP() << "no huge pages of 2048 kB can be reserved";
+  Target target({[](auto& c) {
+                   c.a = reinterpret_cast<uint64_t>(::mmap(nullptr, 3 * 2_MiB, PROT_READ | PROT_WRITE,
+                                                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0));
+                   for (size_t i = 0; i < 3; i++) touch(c.a, i * kSmallPages, 1);
+                 },
+                 [](auto& c) { touch(c.a, kSmallPages + 7, 2); },
+                 [](auto& c) { ::madvise(reinterpret_cast<void*>(c.a.load()), 2_MiB, MADV_DONTNEED); },
+                 [](auto& c) { c.b = *reinterpret_cast<volatile char*>(c.a.load()); },
+                 [](auto& c) { touch(c.a, 3, 3); }});
+  WpTracker tracker = make(target);
+  target.run(0);
+  const uint64_t base = target.control().a;
+  ASSERT_NE(base, reinterpret_cast<uint64_t>(MAP_FAILED));
+  const AddressRange range = pages_at(base, 0, 3 * kSmallPages);
+  const auto huge_page = [&](size_t i) {
+    PageList pages = count_up(kSmallPages);
+    for (uint64_t& page : pages) page += i * kSmallPages;
+    return pages;
+  };
+  track(tracker, range);
+  EXPECT_EQ(all_of(collect(tracker, range), base), count_up(3 * kSmallPages));
+  EXPECT_THAT(collect(tracker, range), IsEmpty());
+  target.run(1);
+  EXPECT_EQ(all_of(collect(tracker, range), base), huge_page(1));
+  target.run(2);
+  EXPECT_THAT(collect(tracker, range), IsEmpty());
+  EXPECT_EQ(present_of(tracker.last_pass(range).take(), base), PageList());
+  EXPECT_EQ(all_of(tracker.last_pass(range).take(), base), huge_page(0)) << "gone, and told as not present";
+  target.run(3);
+  EXPECT_THAT(collect(tracker, range), IsEmpty()) << "should it be told here, add_emptied() is not needed";
+  EXPECT_THAT(tracker.last_pass(range).take(), IsEmpty());
+  target.run(4);
+  EXPECT_EQ(all_of(collect(tracker, range), base), huge_page(0));
+  const Status part = tracker.unmark(pages_at(base, 0, 5));
+  ASSERT_FALSE(part.ok());
+  EXPECT_EQ(part.error().kind, ErrorKind::kRetry) << "whoever asks for a part knows an older layout";
 }
 
 TEST_P(AnyTrackerTest, ADiscardShowsOnlyInTheSurvey) {

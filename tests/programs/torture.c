@@ -2,10 +2,10 @@
 //
 //     torture DIR SEED THREADS [+OPERATION | -OPERATION | =OPERATION]...
 //
-// Each thread has a world of its own: areas, objects, a random stream. +NAME switches an operation on that is
-// off unless named, -NAME one off, and with =NAME only those named so run (and `map`, without which there is
-// nothing). A failure tells the address, the kind of area, what differs and the last operations on the area;
-// DIR/report holds all of it.
+// Each thread has a world of its own: areas, objects, a random stream. All operations run unless -NAME takes
+// one out; with =NAME only those named so run (and `map`, without which there is nothing). Where the host has
+// no huge pages of hugetlbfs to spare, big areas are of transparent ones. A failure tells the address, the
+// kind of area, what differs and the last operations on the area; DIR/report holds all of it.
 #include "torture.h"
 
 #include <signal.h>
@@ -37,6 +37,10 @@ bool is_anonymous(const Area* area) {
 
 bool is_big(const Area* area) {
   return area->kind == kThp || area->kind == kHugetlb;
+}
+
+int unit_of(const Area* area) {
+  return area->kind == kHugetlb ? 512 : 1;
 }
 
 bool is_uniform(const Area* area) {
@@ -165,11 +169,14 @@ static void verify_page(World* w, Area* area, int page, const char* when) {
   char* at = area->at + (size_t)page * kPage;
   bool hidden = area->state[page] & kNoAccess;
   area->cut = area->cut || hidden;
-  if (hidden && mprotect(at, kPage, PROT_READ)) return broken(w, "mprotect for a look", area, page);
+  int first = page / unit_of(area) * unit_of(area);
+  char* whole = area->at + (size_t)first * kPage;
+  size_t bytes = (size_t)unit_of(area) * kPage;
+  if (hidden && mprotect(whole, bytes, PROT_READ)) return broken(w, "mprotect for a look", area, page);
   bool same = !memcmp(at, expected(area, page), kPage);
   if (!same && (area->state[page] & kLazy) && all_zero(at, kPage) < 0) same = true;
   if (!same && !w->wrong[0]) tell_difference(w, when, area, page, at);
-  if (hidden && mprotect(at, kPage, PROT_NONE)) broken(w, "mprotect after a look", area, page);
+  if (hidden && mprotect(whole, bytes, PROT_NONE)) broken(w, "mprotect after a look", area, page);
 }
 
 void verify(World* w, Area* area, int page, int count, const char* when) {

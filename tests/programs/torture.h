@@ -97,6 +97,8 @@ char* shadow_to_write(Area* area, int page);
 bool is_anonymous(const Area* area);
 bool is_uniform(const Area* area);
 bool is_big(const Area* area);
+/// In how many pages at once it is protected and discarded.
+int unit_of(const Area* area);
 
 /// The layout's side, for the first areas and for the end of all.
 void map_new(World* w);

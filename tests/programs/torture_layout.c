@@ -1,4 +1,6 @@
 // The torture's operations on the layout: what makes, moves, splits, protects, discards and forks memory.
+#include <signal.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 
 #include "torture.h"
@@ -316,11 +318,11 @@ static void protect(World* w) {
   static const int protections[] = {PROT_READ, PROT_NONE, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE};
   static const uint8_t marks[] = {kReadonly, kNoAccess, 0, 0};
   Area* area = any_area(w);
-  if (!area || area->kind == kGrowing || area->kind == kHugetlb) return;
+  if (!area || area->kind == kGrowing) return;
   bool all = below(w, 2);
   area->cut = area->cut || !all;
-  int from = all ? 0 : below(w, area->pages), count = all ? area->pages : 1 + below(w, area->pages - from),
-      how = below(w, 4);
+  int unit = unit_of(area), from = all ? 0 : below(w, area->pages / unit) * unit,
+      count = all ? area->pages : (1 + below(w, (area->pages - from) / unit)) * unit, how = below(w, 4);
   note(w, "mprotect", area, from, count);
   if (mprotect(area->at + bytes_of(from), bytes_of(count), protections[how]))
     return broken(w, "mprotect", area, from);
@@ -332,7 +334,7 @@ static void protect(World* w) {
 static bool some_part(World* w, Area** area, int* from, int* count) {
   Area* found = *area = any_area(w);
   if (!found || found->locked) return false;
-  int unit = found->kind == kHugetlb ? 512 : 1;
+  int unit = unit_of(found);
   *from = below(w, found->pages / unit) * unit;
   *count = (1 + below(w, (found->pages - *from) / unit)) * unit;
   return true;
@@ -459,6 +461,7 @@ static void fork_child(World* w) {
   if (private) note(w, "fork", mine, 0, mine->pages);
   pid_t child = fork();
   if (child == 0) {
+    signal(SIGBUS, SIG_DFL);  // nothing is reserved for a child: there may be no huge page for its copy
     for (int i = 0; private && i < mine->pages; i++) mine->at[bytes_of(i)] ^= 0x55;
     if (shared) fill(common->at, kPage, seed);
     _exit(0);
@@ -478,10 +481,47 @@ static void fork_child(World* w) {
   if (private) verify(w, mine, 0, mine->pages, "after a child");
 }
 
-const Operation layout_operations[] = {
-    {"map", 10, map_new, false},       {"unmap", 5, unmap, false},       {"replace", 5, replace, false},
-    {"resize", 5, resize, false},      {"relocate", 4, relocate, false}, {"swap", 4, swap, false},
-    {"leave", 2, leave_behind, false}, {"twin", 3, twin, false},         {"protect", 6, protect, false},
-    {"discard", 6, discard, false},    {"free", 3, let_go, false},       {"advise", 4, advise, false},
-    {"lock", 2, lock, false},          {"guard", 3, guard, false},       {"grow", 3, grow, false},
-    {"stack", 1, recurse, false},      {"fork", 1, fork_child, true},    {NULL, 0, NULL, false}};
+/// A child that writes to its parent, as a debugger or a profiler does.
+static void child_writes(World* w) {
+  Area* area = any_area(w);
+  if (!area || !is_uniform(area)) return;
+  int page = below(w, area->pages);
+  uint64_t seed = next(w);
+  static __thread char bytes[kPage];
+  fill(bytes, kPage, seed);
+  char* at = area->at + bytes_of(page);
+  note(w, "process_vm_writev by a child", area, page, 1);
+  pid_t child = fork();
+  if (child == 0) {
+    struct iovec ours = {bytes, kPage}, theirs = {at, kPage};
+    _exit(process_vm_writev(getppid(), &ours, 1, &theirs, 1, 0) == kPage ? 0 : 1);
+  }
+  if (child < 0) return;
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (status != 0) return broken(w, "process_vm_writev by a child", area, page);
+  if (!area->shared) area->state[page] &= (uint8_t)~kLazy;
+  fill(shadow_to_write(area, page), kPage, seed);
+  verify(w, area, page, 1, "process_vm_writev by a child");
+}
+
+const Operation layout_operations[] = {{"map", 10, map_new, false},
+                                       {"unmap", 5, unmap, false},
+                                       {"replace", 5, replace, false},
+                                       {"resize", 5, resize, false},
+                                       {"relocate", 4, relocate, false},
+                                       {"swap", 4, swap, false},
+                                       {"leave", 2, leave_behind, false},
+                                       {"twin", 3, twin, false},
+                                       {"protect", 6, protect, false},
+                                       {"discard", 6, discard, false},
+                                       {"free", 3, let_go, false},
+                                       {"advise", 4, advise, false},
+                                       {"lock", 2, lock, false},
+                                       {"guard", 3, guard, false},
+                                       {"grow", 3, grow, false},
+                                       {"stack", 1, recurse, false},
+                                       {"fork", 1, fork_child, false},
+                                       {"child_vm", 1, child_writes, false},
+                                       {NULL, 0, NULL, false}};

@@ -12,6 +12,7 @@
 #include <sys/ptrace.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 
@@ -32,6 +33,20 @@ static void io_uring(void) {
   MUST((held = (int)syscall(SYS_io_uring_setup, 8, &params)) >= 0);
   MUST(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, held, IORING_OFF_SQ_RING) !=
        MAP_FAILED);
+}
+/// A ring with a registered buffer, of which neither a descriptor nor a mapping tells: it lives on in its
+/// thread.
+static void pinned(void) {
+  struct io_uring_params params = {0};
+  int ring = (int)syscall(SYS_io_uring_setup, 8, &params);
+  MUST(ring >= 0);
+  static char buffer[65536];
+  struct iovec vector = {buffer, sizeof buffer};
+  MUST(!syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &vector, 1));
+  struct io_uring_rsrc_update slot = {.offset = -1U, .data = (uint64_t)ring};
+  MUST(syscall(SYS_io_uring_register, ring, IORING_REGISTER_RING_FDS, &slot, 1) == 1);
+  MUST(!close(ring));
+  held = -1;
 }
 static void uffd(void) {
   MUST((held = (int)syscall(SYS_userfaultfd, O_CLOEXEC)) >= 0);
@@ -110,6 +125,7 @@ int main(int argc, char** argv) {
   static const Case cases[] = {{"inotify", inotify, alive, true},
                                {"fanotify", fanotify, alive, true},
                                {"io_uring", io_uring, alive, true},
+                               {"pinned", pinned, alive, true},
                                {"userfaultfd", uffd, alive, true},
                                {"perf", perf, alive, true},
                                {"terminal", terminal, alive, true},

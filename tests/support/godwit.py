@@ -338,6 +338,33 @@ def state_of(outer):
     return _field(outer, "State:")[:1]
 
 
+POOL = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
+
+class HugePages:
+    """`count` more pages of hugetlbfs on this machine, as long as it lasts; all hosts share them. `missing` says why not."""
+
+    def __init__(self, count):
+        self.count, self.before, self.missing = count, None, ""
+
+    def __enter__(self):
+        if not self.count:
+            return self
+        try:
+            self.before = int(POOL.read_text())
+            POOL.write_text(str(self.before + self.count))
+            got = int(POOL.read_text()) - self.before
+        except OSError as error:
+            got, self.missing = 0, f"huge pages of 2048 kB cannot be reserved: {error}"
+        if got < self.count:
+            self.missing = self.missing or f"the kernel gave {got} of {self.count} huge pages of 2048 kB"
+        return self
+
+    def __exit__(self, *_):
+        if self.before is not None:
+            POOL.write_text(str(self.before))
+
+
 def await_empty(host, but=(), timeout=PATIENCE):
     """Until nothing but `but` (pids) runs on a host. A dead one that is not reaped yet still has its pid: it counts, unless
     an engine that may stay will reap it."""

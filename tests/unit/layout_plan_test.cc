@@ -32,6 +32,21 @@ TEST(LayoutPlan, NothingToDoForTheSame) {
   EXPECT_TRUE(plan_layout(layout, layout).empty());
 }
 
+TEST(LayoutPlan, AnotherMappingOfHugePagesAtTheSamePlaceIsMappedAnew) {
+  Vma before = anonymous(0x200000, 0x600000);
+  before.huge_page = kHugePageSize;
+  before.inode = 7;
+  Vma after = before;
+  EXPECT_TRUE(plan_layout({before}, {after}).empty());
+  after.inode = 8;
+  EXPECT_EQ(plan_layout({before}, {after}),
+            (std::vector<LayoutStep>{{Kind::kUnmap, before, {}}, {Kind::kMap, after, {}}}));
+  Vma ordinary = before;
+  ordinary.huge_page = 0;
+  EXPECT_EQ(plan_layout({before}, {ordinary}),
+            (std::vector<LayoutStep>{{Kind::kUnmap, before, {}}, {Kind::kMap, ordinary, {}}}));
+}
+
 TEST(LayoutPlan, GrowthMapsOnlyTheNewPartAndShrinkingUnmapsOnlyTheOld) {
   const auto grown = plan_layout({anonymous(0x1000, 0x3000)}, {anonymous(0x1000, 0x5000)});
   EXPECT_EQ(grown, (std::vector<LayoutStep>{{Kind::kMap, anonymous(0x3000, 0x5000), {}}}));

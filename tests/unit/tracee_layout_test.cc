@@ -41,7 +41,7 @@ TEST(ParseLayout, TellsTheKindOfEveryArea) {
   const VmaKind expected[] = {
       kFilePrivate, kFilePrivate, kAnonymous,   kFileShared, kAnonymous,  kShmem, kShmem,       kFilePrivate,
       kShmem,       kUnsupported, kUnsupported, kAnonymous,  kFileShared, kShmem, kUnsupported, kFilePrivate,
-      kAnonymous,   kUnsupported, kAnonymous,   kVdso,       kVdso,       kVdso,  kUnsupported, kVsyscall};
+      kAnonymous,   kShmem,       kAnonymous,   kVdso,       kVdso,       kVdso,  kUnsupported, kVsyscall};
   ASSERT_EQ(layout.value().size(), std::size(expected));
   for (size_t i = 0; i < std::size(expected); ++i)
     EXPECT_EQ(layout.value()[i].kind, expected[i]) << i << " " << layout.value()[i].path;
@@ -76,9 +76,30 @@ TEST(ParseLayout, TakesFlagsAndKeysFromSmaps) {
   EXPECT_EQ(layout.value()[0].flags, "rd wr mr mw me ac sd");
   EXPECT_EQ(layout.value()[0].protection_key, 3);
   EXPECT_EQ(layout.value()[0].kind, VmaKind::kAnonymous);
-  EXPECT_EQ(layout.value()[1].kind, VmaKind::kUnsupported);
+  EXPECT_EQ(layout.value()[1].kind, VmaKind::kUnsupported) << "of no size that is carried";
   EXPECT_EQ(layout.value()[2].kind, VmaKind::kUnsupported);
   EXPECT_EQ(layout.value()[3].kind, VmaKind::kVdso);
+}
+
+TEST(ParseLayout, TakesTheSizeOfHugePagesFromSmaps) {
+  const auto layout = parse_layout(
+      "200000-400000 rw-p 00000000 00:0f 5 /anon_hugepage (deleted)\nKernelPageSize:     2048 kB\n"
+      "VmFlags: rd wr mr mw me de ht\n"
+      "400000-600000 rw-s 00000000 00:0f 6 /anon_hugepage (deleted)\nKernelPageSize:     2048 kB\n"
+      "VmFlags: rd wr sh ht\n"
+      "600000-800000 rw-p 00200000 00:0f 7 /memfd:x (deleted)\nKernelPageSize:     2048 kB\nVmFlags: ht\n"
+      "800000-a00000 rw-s 00000000 00:2a 8 /mnt/huge/file\nKernelPageSize:     2048 kB\nVmFlags: ht\n"
+      "40000000-80000000 rw-p 00000000 00:10 9 /anon_hugepage (deleted)\nKernelPageSize: 1048576 kB\n"
+      "VmFlags: ht\n"
+      "90000000-90001000 rw-p 00000000 00:00 0 \nKernelPageSize:        4 kB\nVmFlags: rd\n");
+  ASSERT_TRUE(layout.ok()) << layout.error().message();
+  using enum VmaKind;
+  const std::pair<VmaKind, uint64_t> expected[] = {{kAnonymous, 2_MiB},      {kShmem, 2_MiB},
+                                                   {kFilePrivate, 2_MiB},    {kUnsupported, 2_MiB},
+                                                   {kUnsupported, 1024_MiB}, {kAnonymous, 0}};
+  ASSERT_EQ(layout.value().size(), std::size(expected));
+  for (size_t i = 0; i < std::size(expected); ++i)
+    EXPECT_EQ(std::pair(layout.value()[i].kind, layout.value()[i].huge_page), expected[i]) << i;
 }
 
 TEST(ParseLayout, RefusesWhatIsNotALayout) {
@@ -88,7 +109,8 @@ TEST(ParseLayout, RefusesWhatIsNotALayout) {
         "1000-2000 rw-p x 00:00 0\n", "1000-2000 rw-p 00000000 0000 0\n", "1000-2000 rw-p 00000000 00:00 z\n",
         "Size: 4 kB\n", "1000-3000 rw-p 00000000 00:00 0\n2000-4000 rw-p 00000000 00:00 0\n", "\n",
         "11111111111111111-2000 rw-p 00000000 00:00 0\n",
-        "1000-2000 rw-p 00000000 00:00 0\nProtectionKey: x\n"}) {
+        "1000-2000 rw-p 00000000 00:00 0\nProtectionKey: x\n",
+        "1000-2000 rw-p 00000000 00:00 0\nKernelPageSize: big\n"}) {
     const auto layout = parse_layout(bad);
     ASSERT_FALSE(layout.ok()) << bad;
     EXPECT_EQ(layout.error().kind, ErrorKind::kCorrupt) << bad;

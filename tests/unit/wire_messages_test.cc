@@ -45,6 +45,9 @@ TEST(WireMessages, AMalformedAreaIsNamed) {
               HasSubstr("7f0000001001-7f0000004000"));
   EXPECT_THAT(broken([](VmaMessage& m) { m.set_end(m.start()); }), HasSubstr("range of addresses"));
   EXPECT_THAT(broken([](VmaMessage& m) { m.set_end(0xfffffffffffff000); }), HasSubstr("range of addresses"));
+  EXPECT_THAT(broken([](VmaMessage& m) { m.set_huge_page(2_MiB); }), HasSubstr("pages of 2097152 bytes"))
+      << "its ends are not on huge pages";
+  EXPECT_THAT(broken([](VmaMessage& m) { m.set_huge_page(4096); }), HasSubstr("pages of 4096 bytes"));
   EXPECT_THAT(broken([](VmaMessage& m) { m.set_kind(0); }), HasSubstr("kind 0"));
   EXPECT_THAT(broken([](VmaMessage& m) { m.set_kind(99); }), HasSubstr("kind 99"));
   EXPECT_THAT(broken([](VmaMessage& m) { m.set_prot(8); }), HasSubstr("protection 0x8"));
