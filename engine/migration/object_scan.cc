@@ -20,7 +20,7 @@ constexpr size_t kChunk = 256_KiB;  // read at once: it stays in the cache
 
 /// One thread's share of a scan.
 struct Part {
-  const ObjectFile& file;
+  const ReadableObject& file;
   std::span<const uint64_t> sent;
   std::vector<std::byte>& buffer;
   ObjectScan::Found found;
@@ -56,7 +56,7 @@ uint64_t hash_page(std::span<const std::byte, kPageSize> page) {
   return std::max<uint64_t>(1, XXH3_64bits(page.data(), page.size()));
 }
 
-Status visit_extents(const ObjectFile& file, uint64_t begin, uint64_t end, const OnExtent& hole,
+Status visit_extents(const ReadableObject& file, uint64_t begin, uint64_t end, const OnExtent& hole,
                      const OnExtent& data) {
   for (uint64_t at = begin; at < end;) {
     const off_t found = ::lseek(file.fd, static_cast<off_t>(at), SEEK_DATA);
@@ -74,7 +74,7 @@ Status visit_extents(const ObjectFile& file, uint64_t begin, uint64_t end, const
   return {};
 }
 
-Status read_object(const ObjectFile& file, uint64_t offset, std::span<std::byte> out) {
+Status read_object(const ReadableObject& file, uint64_t offset, std::span<std::byte> out) {
   while (!out.empty()) {
     const ssize_t n = ::pread(file.fd, out.data(), out.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
@@ -92,7 +92,8 @@ ObjectScan::ObjectScan()
                                          1)),
       buffers_(pool_->size(), std::vector<std::byte>(kChunk)) {}
 
-Result<ObjectScan::Found> ObjectScan::find_differing(const ObjectFile& file, std::span<const uint64_t> sent) {
+Result<ObjectScan::Found> ObjectScan::find_differing(const ReadableObject& file,
+                                                     std::span<const uint64_t> sent) {
   const uint64_t size = sent.size() << kPageShift;
   std::atomic<uint64_t> next{0};
   std::mutex lock;

@@ -18,18 +18,18 @@ namespace godwit::migration {
 constexpr uint64_t kZeros = 0;
 uint64_t hash_page(std::span<const std::byte, kPageSize> page);
 
-struct ObjectFile {
+struct ReadableObject {
   int fd = -1;
   std::string subject;  ///< "object 0x12"
 };
 
 using OnExtent = std::function<Status(uint64_t begin, uint64_t end)>;
 /// Tells all of begin..end (of whole pages), ascending, as holes and data. Holes may be told as data.
-Status visit_extents(const ObjectFile& file, uint64_t begin, uint64_t end, const OnExtent& hole,
+Status visit_extents(const ReadableObject& file, uint64_t begin, uint64_t end, const OnExtent& hole,
                      const OnExtent& data);
 
 /// Fills `out`; behind the end of the object there are zeros.
-Status read_object(const ObjectFile& file, uint64_t offset, std::span<std::byte> out);
+Status read_object(const ReadableObject& file, uint64_t offset, std::span<std::byte> out);
 
 /// Looks with several threads. Not thread-safe.
 class ObjectScan {
@@ -42,7 +42,7 @@ class ObjectScan {
   /// The threads are made here, so not in a freeze.
   ObjectScan();
   /// Pages whose hash is not that in `sent`, which has one for each page of the object.
-  Result<Found> find_differing(const ObjectFile& file, std::span<const uint64_t> sent);
+  Result<Found> find_differing(const ReadableObject& file, std::span<const uint64_t> sent);
 
  private:
   std::unique_ptr<HelperPool> pool_;

@@ -14,7 +14,7 @@ Result<ObjectSender> ObjectSender::create(wire::RecordWriter& writer, BatchSende
   return ObjectSender(writer, sender, TRY(wire::PageBatchWriter::create()));
 }
 
-ObjectFile ObjectSender::file_of(const Known& known) {
+ReadableObject ObjectSender::file_of(const Known& known) {
   return {known.source.fd.get(), fmt::format("object {:#x}", known.source.info.id())};
 }
 
@@ -92,7 +92,7 @@ Result<ObjectSender::Pass> ObjectSender::pass(bool frozen) {
 
 /// Little of it will be sent: it is searched with all cores, and what is found is read again.
 Status ObjectSender::pass_differing(Known& known, Pass& pass) {
-  const ObjectFile file = file_of(known);
+  const ReadableObject file = file_of(known);
   const ObjectScan::Found found = TRY(scan_->find_differing(file, known.hashes));
   pass.bytes += found.bytes;
   const std::span<std::byte, kPageSize> page(buffer_.data(), kPageSize);
@@ -104,7 +104,7 @@ Status ObjectSender::pass_differing(Known& known, Pass& pass) {
 }
 
 Status ObjectSender::pass_all(Known& known, Pass& pass) {
-  const ObjectFile file = file_of(known);
+  const ReadableObject file = file_of(known);
   // Pages that were sent and are holes now have become zeros.
   const auto hole = [&](uint64_t begin, uint64_t end) -> Status {
     static constexpr std::array<std::byte, kPageSize> kZeroPage{};
@@ -120,7 +120,7 @@ Status ObjectSender::pass_all(Known& known, Pass& pass) {
   return visit_extents(file, 0, known.hashes.size() << kPageShift, hole, data);
 }
 
-Status ObjectSender::pass_chunk(Known& known, const ObjectFile& file, uint64_t offset, size_t bytes,
+Status ObjectSender::pass_chunk(Known& known, const ReadableObject& file, uint64_t offset, size_t bytes,
                                 Pass& pass) {
   const BatchSender::Filling filling(*sender_);
   const std::span chunk(buffer_.data(), bytes);

@@ -56,11 +56,11 @@ class ObjectSender {
   };
   ObjectSender(wire::RecordWriter& writer, BatchSender& sender, wire::PageBatchWriter batch)
       : writer_(&writer), sender_(&sender), batch_(std::move(batch)), buffer_(256_KiB) {}
-  static ObjectFile file_of(const Known& known);
+  static ReadableObject file_of(const Known& known);
   void prepare();
   Status pass_differing(Known& known, Pass& pass);
   Status pass_all(Known& known, Pass& pass);
-  Status pass_chunk(Known& known, const ObjectFile& file, uint64_t offset, size_t bytes, Pass& pass);
+  Status pass_chunk(Known& known, const ReadableObject& file, uint64_t offset, size_t bytes, Pass& pass);
   Status send_page(Known& known, uint64_t offset, std::span<const std::byte, kPageSize> page, Pass& pass);
 
   wire::RecordWriter* writer_;

@@ -415,7 +415,8 @@ TEST_F(SocketsTest, OtherFamiliesAreNamed) {
   const auto findings = source.check();
   EXPECT_THAT(findings, Contains(Field(&Finding::what, "a netlink socket")));
   EXPECT_THAT(findings, Contains(Field(&Finding::what, "a packet socket")));
-  EXPECT_EQ(source.capture().error().kind, ErrorKind::kUnsupported);
+  // One that was not there when it was checked may be gone in a moment.
+  expect_retry(source, "netlink");
 }
 
 }  // namespace
