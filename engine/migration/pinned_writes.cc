@@ -57,7 +57,7 @@ Status await_pinned_writes(const tracee::Process& process, InterruptedCalls& int
 }
 
 Result<bool> has_unseen_writers(const tracee::Process& process) {
-  if (TRY(process.has_pinned_memory())) return true;
+  if (TRY(process.pinned_memory()) != 0) return true;
   const std::string maps = TRY(read_file(process.path("maps")));
   return maps.find("anon_inode:[io_uring]") != std::string::npos || maps.find("/[aio]") != std::string::npos;
 }

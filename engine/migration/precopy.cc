@@ -113,7 +113,7 @@ Status Precopy::describe() {
   TRY(fault_point("describe-source"));
   const auto files = TRY(state::read_open_files(process_));
   ask_for_timers(files);
-  layout_ = TRY(process_.detailed_layout());
+  layout_ = TRY(layout_watch_.in_detail(nullptr));
   TRY(announce_objects(files, layout_, false));
   TRY(writers_.front()->write_message(wire::RecordType::kLayout, to_message(layout_, 0)));
   sender_->follow(layout_);
@@ -270,7 +270,7 @@ void Precopy::throttle(ThrottleLevel level) {
 Status Precopy::one_more_round() {
   TRY(check_wishes());
   control_.publish([](Statistics& s) { s.state = JobState::kActive; });
-  const bool looked = !knows_details();
+  const bool looked = !layout_watch_.knows_details(log_.get());
   if (looked) TRY(look_in_detail());
   // For what was written during that look, and what no guide named, replaced areas above all.
   if (looked || report_.rounds.back().guided) TRY(round(next_round_++, true));
@@ -302,7 +302,7 @@ Status Precopy::round(uint32_t number, bool whole) {
   const PageCounts travelled_before = sender_->counts();
   // Not in the bulk round, which follows the description, and not in those that the freeze waits for.
   if (number == 1) TRY(look_in_detail());
-  TRY(send_layout(TRY(look_at_layout()), number, false));
+  TRY(send_layout(TRY(layout_watch_.look(layout_, log_.get())), number, false));
   const Nanos begin = monotonic_now();
   const PageRuns written = TRY(collect(whole || number == 0, stats));
   const Nanos scanned = monotonic_now();
@@ -452,24 +452,8 @@ Status Precopy::ask_log() {
   return {};
 }
 
-/// How often the layout may have changed, by the log; nullopt: nobody knows.
-std::optional<uint64_t> Precopy::count_changes() {
-  if (!log_) return std::nullopt;
-  const auto changes = log_->changes();
-  if (changes.ok()) return changes.value();
-  lose_log(changes.error().message());
-  return std::nullopt;
-}
-
-/// The slow look (smaps), of which the flags of areas are the fruit.
 Status Precopy::look_in_detail() {
-  details_as_of_ = count_changes();
-  return send_layout(TRY(process_.detailed_layout()), next_round_, false);
-}
-
-/// Whether nothing can have changed the flags of areas since that look.
-bool Precopy::knows_details() {
-  return details_as_of_ && details_as_of_ == count_changes();
+  return send_layout(TRY(layout_watch_.in_detail(log_.get())), next_round_, false);
 }
 
 void Precopy::lose_log(std::string why) {
@@ -477,23 +461,8 @@ void Precopy::lose_log(std::string why) {
   log_.reset();
 }
 
-/// KERNEL: VmFlags come from smaps, which walks the page tables (20 ms per GiB); maps costs microseconds.
-/// Flags of areas that are known are taken from what was sent last, and only an area that is new makes us
-/// walk.
-/// And 36 us per 100 areas, for which the freeze need not wait while nothing changed: from the first slow
-/// look on, the log counts.
-Result<Layout> Precopy::look_at_layout() {
-  const std::optional<uint64_t> now = details_as_of_ ? count_changes() : std::nullopt;
-  if (now && now == seen_as_of_) return seen_;
-  Layout layout = TRY(process_.layout());
-  if (!state::inherit_details(layout, layout_)) layout = TRY(process_.detailed_layout());
-  seen_as_of_ = now;
-  seen_ = layout;
-  return layout;
-}
-
 Status Precopy::capture(std::vector<wire::RoomState>& states) {
-  Layout layout = TRY(look_at_layout());
+  Layout layout = TRY(layout_watch_.look_frozen(layout_, log_.get()));
   auto injector = TRY(tracee::Injector::create(*frozen_, &layout));
   captured_.emplace(state::CaptureContext{.process = process_,
                                           .memory = *memory_,

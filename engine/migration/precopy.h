@@ -19,6 +19,7 @@
 #include "engine/migration/control.h"
 #include "engine/migration/convergence.h"
 #include "engine/migration/interrupted_calls.h"
+#include "engine/migration/layout_watch.h"
 #include "engine/migration/memory_sender.h"
 #include "engine/migration/object_sender.h"
 #include "engine/migration/report.h"
@@ -87,17 +88,15 @@ class Precopy {
         writers_(std::move(writers)),
         control_(control),
         options_(std::move(options)),
-        barrier_(std::move(barrier)) {}
+        barrier_(std::move(barrier)),
+        layout_watch_(process) {}
   /// `whole`: looked for everywhere, whatever the log heard.
   Status round(uint32_t number, bool whole);
   Result<PageRuns> collect(bool whole, RoundStats& stats);
   Status one_more_round();
   Status freeze();
   Status await_writers(const PageRuns& collected);
-  [[nodiscard]] Result<Layout> look_at_layout();
-  std::optional<uint64_t> count_changes();
   Status look_in_detail();
-  bool knows_details();
   uint32_t note_gain(Nanos downtime);
   void lose_log(std::string why);
   Status send_layout(Layout layout, uint32_t round, bool frozen);
@@ -132,11 +131,9 @@ class Precopy {
   std::optional<tracee::Memory> memory_;
   TrackerKind kind_ = TrackerKind::kAuto;  ///< of the marks
   std::unique_ptr<DirtyTracker> tracker_;
-  std::unique_ptr<WriteLog> log_;          ///< none where the kernel does not let us
-  WrittenSince written_;                   ///< what it told in the freeze
-  std::optional<uint64_t> details_as_of_;  ///< of the log's changes, when the flags of areas were read last
-  std::optional<uint64_t> seen_as_of_;     ///< of these changes, when look_at_layout() looked last
-  Layout seen_;                            ///< what it saw
+  std::unique_ptr<WriteLog> log_;  ///< none where the kernel does not let us
+  WrittenSince written_;           ///< what it told in the freeze
+  LayoutWatch layout_watch_;
   std::unique_ptr<MemorySender> sender_;
   std::optional<ObjectSender> objects_;
   Layout layout_;  ///< as last sent, detailed

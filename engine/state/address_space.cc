@@ -265,7 +265,7 @@ std::optional<Finding> judge(const Vma& vma) {
 /// need not show among descriptors or mappings: closed after IORING_REGISTER_RING_FDS, it lives on in its
 /// thread. All of them count their buffers in the mm's pinned_vm, which status shows.
 Result<std::optional<Finding>> find_pinned(const tracee::Process& process) {
-  if (!TRY(process.has_pinned_memory())) return std::optional<Finding>();
+  if (TRY(process.pinned_memory()) == 0) return std::optional<Finding>();
   return std::optional<Finding>({std::string(kName), fmt::format("pid {}", process.pid()),
                                  "memory pinned by registered io_uring buffers or a device",
                                  "writes to it pass by the page tables and would be missed",

@@ -73,10 +73,19 @@ Result<std::vector<pid_t>> Process::threads() const {
   return tids;
 }
 
-Result<bool> Process::has_pinned_memory() const {
+/// A field of the status that is an amount of memory; 0 of a process that has ended.
+Result<uint64_t> Process::memory_in_status(std::string_view name) const {
   const std::string text = TRY(status(pid()));
-  const std::string_view pinned = field(text, "VmPin:").value_or("0 kB");
-  return parse_number(pinned.substr(0, pinned.find(' '))).value_or(0) != 0;
+  const std::string_view amount = field(text, name).value_or("0 kB");
+  return parse_number(amount.substr(0, amount.find(' '))).value_or(0) << 10;
+}
+
+Result<uint64_t> Process::pinned_memory() const {
+  return memory_in_status("VmPin:");
+}
+
+Result<uint64_t> Process::locked_memory() const {
+  return memory_in_status("VmLck:");
 }
 
 Result<std::vector<pid_t>> Process::children() const {

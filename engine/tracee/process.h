@@ -36,8 +36,9 @@ class Process {
 
   [[nodiscard]] Result<std::vector<pid_t>> threads() const;   ///< tids, ascending, the leader among them
   [[nodiscard]] Result<std::vector<pid_t>> children() const;  ///< of all threads
-  /// Whether some of its memory is pinned for long (registered io_uring buffers, RDMA, a device).
-  [[nodiscard]] Result<bool> has_pinned_memory() const;
+  /// Bytes that are pinned for long (registered io_uring buffers, RDMA, a device).
+  [[nodiscard]] Result<uint64_t> pinned_memory() const;
+  [[nodiscard]] Result<uint64_t> locked_memory() const;  ///< bytes
   [[nodiscard]] Result<Stat> stat() const;
   [[nodiscard]] Result<Stat> stat(pid_t tid) const;
   [[nodiscard]] Result<std::string> status(pid_t tid) const;  ///< the text of /proc/PID/task/TID/status
@@ -54,6 +55,8 @@ class Process {
   [[nodiscard]] std::string path(std::string_view rest) const;  ///< "/proc/PID/" + rest
 
  private:
+  [[nodiscard]] Result<uint64_t> memory_in_status(std::string_view name) const;
+
   PidFd pidfd_;
 };
 
