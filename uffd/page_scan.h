@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "engine/base/fd.h"
+#include "engine/base/helper_pool.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/base/result.h"
 #include "engine/model/address_range.h"
-#include "engine/base/helper_pool.h"
 
 namespace godwit::uffd {
 

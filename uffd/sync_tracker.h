@@ -16,9 +16,9 @@
 //    the kernel cannot wait for a handler.
 #pragma once
 
+#include "engine/base/helper_pool.h"
 #include "engine/model/dirty_tracker.h"
 #include "uffd/fault_handler.h"
-#include "engine/base/helper_pool.h"
 #include "uffd/pagemap.h"
 #include "uffd/run_lists.h"
 #include "uffd/uffd.h"

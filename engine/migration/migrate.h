@@ -40,8 +40,7 @@ struct MigrateOptions {
 Result<Report> migrate(const MigrateOptions& options);
 
 /// Only the check: local findings, and the destination's when `link.destination` is not empty.
-Result<state::Findings> check(pid_t pid, LinkOptions link,
-                              const std::vector<std::string>& move_addresses);
+Result<state::Findings> check(pid_t pid, LinkOptions link, const std::vector<std::string>& move_addresses);
 
 /// What a person decides about an original that is stopped in doubt. Refused unless the journal knows the
 /// pid.

@@ -122,21 +122,13 @@ static void in_queue(void) {
 }
 
 int main(int argc, char** argv) {
-  static const Case cases[] = {{"inotify", inotify, alive, true},
-                               {"fanotify", fanotify, alive, true},
-                               {"io_uring", io_uring, alive, true},
-                               {"pinned", pinned, alive, true},
-                               {"userfaultfd", uffd, alive, true},
-                               {"perf", perf, alive, true},
-                               {"terminal", terminal, alive, true},
-                               {"child", child, alive, true},
-                               {"sysv", sysv, alive, true},
-                               {"netlink", netlink, alive, true},
-                               {"packet", packet, alive, true},
-                               {"pidfd", pidfd, alive, true},
-                               {"foreign", foreign, alive, true},
-                               {"renamed", renamed, alive, true},
-                               {"in_queue", in_queue, alive, true},
-                               {NULL, NULL, NULL, false}};
+  static const Case cases[] = {{"inotify", inotify, alive, true},   {"fanotify", fanotify, alive, true},
+                               {"io_uring", io_uring, alive, true}, {"pinned", pinned, alive, true},
+                               {"userfaultfd", uffd, alive, true},  {"perf", perf, alive, true},
+                               {"terminal", terminal, alive, true}, {"child", child, alive, true},
+                               {"sysv", sysv, alive, true},         {"netlink", netlink, alive, true},
+                               {"packet", packet, alive, true},     {"pidfd", pidfd, alive, true},
+                               {"foreign", foreign, alive, true},   {"renamed", renamed, alive, true},
+                               {"in_queue", in_queue, alive, true}, {NULL, NULL, NULL, false}};
   return program_main(argc, argv, cases);
 }
