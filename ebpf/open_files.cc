@@ -11,6 +11,7 @@
 #include "ebpf/open_files.skel.h"
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
+#include "ebpf/load_program.h"
 #include "ebpf/open_files_record.h"
 #include "ebpf/thread_iteration.h"
 
@@ -21,16 +22,6 @@ Error unsupported(const char* operation, pid_t tid, int err) {
   return ebpf::unsupported(
       operation, fmt::format("the open files of thread {}", tid), err,
       "shared memory is read in the freeze, and timerfds that are not set are waited for");
-}
-
-open_files_bpf* load() {
-  open_files_bpf* program = open_files_bpf::open();
-  if (program == nullptr) return nullptr;
-  const int failed = open_files_bpf::load(program);
-  if (failed == 0) return program;
-  open_files_bpf::destroy(program);
-  errno = -failed;
-  return nullptr;
 }
 
 OpenFileFacts to_facts(const godwit_file_record& record) {
@@ -46,7 +37,7 @@ OpenFileFacts to_facts(const godwit_file_record& record) {
 
 struct OpenFiles::Loaded {
   pid_t tid = 0;
-  std::unique_ptr<open_files_bpf, void (*)(open_files_bpf*)> program{nullptr, &open_files_bpf::destroy};
+  Program<open_files_bpf> program{nullptr, nullptr};
   Link files;
   std::vector<std::byte> said;  // kept between reads for its room
 };
@@ -60,7 +51,7 @@ Result<OpenFiles> OpenFiles::create(pid_t tid) {
   hear_libbpf();
   auto loaded = std::make_unique<Loaded>();
   loaded->tid = tid;
-  loaded->program.reset(load());
+  loaded->program = load_program<open_files_bpf>();
   if (!loaded->program) return unsupported("load a BPF iterator", tid, errno);
   loaded->files = attach_to_files(loaded->program->progs.read_open_file, tid);
   if (!loaded->files) return unsupported("attach a BPF iterator", tid, errno);

@@ -13,6 +13,7 @@
 #include "ebpf/restart_block.skel.h"
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
+#include "ebpf/load_program.h"
 #include "ebpf/restart_record.h"
 #include "ebpf/thread_iteration.h"
 #include "engine/base/files.h"
@@ -84,15 +85,10 @@ RestartBlock to_block(const godwit_restart_record& record, const Names& names) {
 }
 
 /// The loaded programs. Notes are kept for as many threads as there are, with room for those to come.
-restart_block_bpf* load(pid_t pid) {
-  restart_block_bpf* program = restart_block_bpf::open();
-  if (program == nullptr) return nullptr;
-  ::bpf_map__set_max_entries(program->maps.notes, static_cast<__u32>(1024 + 2 * count_threads(pid)));
-  const int failed = restart_block_bpf::load(program);
-  if (failed == 0) return program;
-  restart_block_bpf::destroy(program);
-  errno = -failed;
-  return nullptr;
+Program<restart_block_bpf> load(pid_t pid) {
+  return load_program<restart_block_bpf>([pid](restart_block_bpf& program) {
+    ::bpf_map__set_max_entries(program.maps.notes, static_cast<__u32>(1024 + 2 * count_threads(pid)));
+  });
 }
 
 }  // namespace
@@ -100,8 +96,7 @@ restart_block_bpf* load(pid_t pid) {
 struct RestartReader::Loaded {
   pid_t pid = 0;
   Names names;
-  std::unique_ptr<restart_block_bpf, void (*)(restart_block_bpf*)> program{nullptr,
-                                                                           &restart_block_bpf::destroy};
+  Program<restart_block_bpf> program{nullptr, nullptr};
   Link threads;
   Link notes;
   std::vector<std::byte> said;  // kept between reads for its room
@@ -116,7 +111,7 @@ Result<RestartReader> RestartReader::create(pid_t pid) {
   hear_libbpf();
   auto loaded = std::make_unique<Loaded>();
   loaded->pid = pid;
-  loaded->program.reset(load(pid));
+  loaded->program = load(pid);
   if (!loaded->program) return unsupported("load a BPF iterator", pid, errno);
   loaded->threads = attach_to_threads(loaded->program->progs.read_restart_block, pid);
   if (!loaded->threads) return unsupported("attach a BPF iterator", pid, errno);

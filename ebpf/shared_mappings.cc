@@ -9,6 +9,7 @@
 #include "ebpf/shared_mappings.skel.h"
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
+#include "ebpf/load_program.h"
 #include "ebpf/thread_iteration.h"
 
 namespace godwit::ebpf {
@@ -18,21 +19,10 @@ Error unsupported(const char* operation, int err) {
   return ebpf::unsupported(operation, "shared mappings", err, "the freeze reads all shared memory");
 }
 
-shared_mappings_bpf* load() {
-  shared_mappings_bpf* program = shared_mappings_bpf::open();
-  if (program == nullptr) return nullptr;
-  const int failed = shared_mappings_bpf::load(program);
-  if (failed == 0) return program;
-  shared_mappings_bpf::destroy(program);
-  errno = -failed;
-  return nullptr;
-}
-
 }  // namespace
 
 struct SharedMappings::Loaded {
-  std::unique_ptr<shared_mappings_bpf, void (*)(shared_mappings_bpf*)> program{nullptr,
-                                                                               &shared_mappings_bpf::destroy};
+  Program<shared_mappings_bpf> program{nullptr, nullptr};
   std::vector<Link> links;
 };
 
@@ -44,7 +34,7 @@ SharedMappings::~SharedMappings() = default;
 Result<SharedMappings> SharedMappings::create() {
   hear_libbpf();
   auto loaded = std::make_unique<Loaded>();
-  loaded->program.reset(load());
+  loaded->program = load_program<shared_mappings_bpf>();
   if (!loaded->program) return unsupported("load a BPF program", errno);
   for (bpf_program* one : {loaded->program->progs.call_begin, loaded->program->progs.call_end}) {
     loaded->links.emplace_back(::bpf_program__attach(one));

@@ -15,6 +15,7 @@
 #include "ebpf/write_log.skel.h"
 #pragma GCC diagnostic pop
 #include "ebpf/libbpf_reason.h"
+#include "ebpf/load_program.h"
 #include "ebpf/thread_iteration.h"
 #include "ebpf/write_log_record.h"
 #include "engine/base/mapping.h"
@@ -32,17 +33,12 @@ Error unsupported(const char* operation, pid_t pid, int err) {
                            "the freeze looks at all memory");
 }
 
-write_log_bpf* load(pid_t pid) {
-  write_log_bpf* program = write_log_bpf::open();
-  if (program == nullptr) return nullptr;
-  const auto room = static_cast<__u32>(256 + 4 * count_threads(pid));
-  ::bpf_map__set_max_entries(program->maps.last, room);
-  ::bpf_map__set_max_entries(program->maps.serving, room);
-  const int failed = write_log_bpf::load(program);
-  if (failed == 0) return program;
-  write_log_bpf::destroy(program);
-  errno = -failed;
-  return nullptr;
+Program<write_log_bpf> load(pid_t pid) {
+  return load_program<write_log_bpf>([pid](write_log_bpf& program) {
+    const auto room = static_cast<__u32>(256 + 4 * count_threads(pid));
+    ::bpf_map__set_max_entries(program.maps.last, room);
+    ::bpf_map__set_max_entries(program.maps.serving, room);
+  });
 }
 
 uint64_t load_shared(const __u64& value) {
@@ -92,7 +88,7 @@ std::vector<AddressRange> pages_of(std::vector<uint64_t> addresses) {
 
 struct FaultLog::Loaded {
   pid_t pid = 0;
-  std::unique_ptr<write_log_bpf, void (*)(write_log_bpf*)> program{nullptr, &write_log_bpf::destroy};
+  Program<write_log_bpf> program{nullptr, nullptr};
   std::vector<Link> links;
   Mapping ring;
   bool watching = false;  ///< for what is no fault, too
@@ -181,7 +177,7 @@ Result<std::unique_ptr<FaultLog>> FaultLog::create(pid_t pid) {
   hear_libbpf();
   auto loaded = std::make_unique<Loaded>();
   loaded->pid = pid;
-  loaded->program.reset(load(pid));
+  loaded->program = load(pid);
   if (!loaded->program) return unsupported("load a BPF program", pid, errno);
   loaded->ring = TRY(Mapping::create(GODWIT_WRITE_LOG_ENTRIES * sizeof(__u64), PROT_READ, MAP_SHARED,
                                      ::bpf_map__fd(loaded->program->maps.ring)));
