@@ -6,7 +6,6 @@
 #include <atomic>
 #include <mutex>
 #include <optional>
-#include <thread>
 
 #include "engine/base/xxh3.h"
 #include "engine/codec/zero_page.h"
@@ -88,8 +87,7 @@ Status read_object(const ReadableObject& file, uint64_t offset, std::span<std::b
 }
 
 ObjectScan::ObjectScan()
-    : pool_(std::make_unique<HelperPool>(std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads) -
-                                         1)),
+    : pool_(std::make_unique<HelperPool>(std::clamp(processors(), 1U, kMostThreads) - 1)),
       buffers_(pool_->size(), std::vector<std::byte>(kChunk)) {}
 
 Result<ObjectScan::Found> ObjectScan::find_differing(const ReadableObject& file,

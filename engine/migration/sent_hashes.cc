@@ -1,10 +1,9 @@
 #include "engine/migration/sent_hashes.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <utility>
 
+#include "engine/base/xxh3.h"
 #include "engine/codec/zero_page.h"
 
 namespace godwit::migration {
