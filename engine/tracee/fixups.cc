@@ -8,6 +8,7 @@
 
 #include "engine/base/files.h"
 #include "engine/tracee/registers.h"
+#include "engine/tracee/restart.h"
 
 namespace godwit::tracee {
 namespace {
@@ -67,6 +68,21 @@ Status fix_interrupted_call(const Process& process, FrozenThread& thread) {
   return write_general(thread.tid, thread.original);
 }
 
+/// A thread that was let go a moment ago and stands before restart_syscall, on its way back into its call, is
+/// shown inside that call, interrupted. KERNEL: from there it makes the same restart, and orig_rax still has
+/// the number of the first call, unless the thread was in user mode meanwhile.
+Status fix_unfinished_restart(const Process& process, FrozenThread& thread) {
+  constexpr uint16_t kSyscallInsn = 0x050f;
+  user_regs_struct& general = thread.original;
+  uint16_t code = 0;
+  if (general.rax != SYS_restart_syscall || !peek(process.pid(), general.rip, code) || code != kSyscallInsn)
+    return {};
+  general.rip += kSyscallInsnSize;
+  general.rax = static_cast<unsigned long long>(kRestartBlock);
+  if (static_cast<int64_t>(general.orig_rax) < 0) general.orig_rax = SYS_restart_syscall;
+  return write_general(thread.tid, general);
+}
+
 /// KERNEL: natively the kernel aborts the section when the thread was preempted; but once the thread has run
 /// elsewhere (injection) or the registers have moved to another host, it no longer knows.
 Status fix_rseq_section(const Process& process, FrozenThread& thread) {
@@ -111,6 +127,7 @@ Status read_and_fix(const Process& process, FrozenThread& thread) {
   thread.original = TRY(read_general(thread.tid));
   thread.signal_mask = TRY(get_signal_mask(thread.tid));
   thread.made_again = false;
+  TRY(fix_unfinished_restart(process, thread));
   TRY(fix_interrupted_call(process, thread));
   return fix_rseq_section(process, thread);
 }

@@ -21,7 +21,12 @@ ENDLESS = ("--downtime-limit", "0", "--max-rounds", "1000000", *PLAIN)
 def migrate(*arguments):
     """A migration whose events are read as they come: hundreds of rounds fill a pipe."""
     engine = godwit.migrate(*arguments)
-    reader = threading.Thread(target=engine.events.rest, args=(1e6,), daemon=True)
+
+    def read():
+        with contextlib.suppress(ValueError):            # closed under us: the test ended with its engine killed
+            engine.events.rest(1e6)
+
+    reader = threading.Thread(target=read, daemon=True)
     reader.start()
 
     def finish(timeout=PATIENCE):

@@ -152,6 +152,40 @@ TEST(InterruptedCalls, KnowTheEndOfEachWaitInEveryFreeze) {
   EXPECT_EQ(shared->errors, 0);
 }
 
+/// A thread that is frozen again before it is back in its call: the kernel has put it before the instruction
+/// that will restart it. Those microseconds are made here by hand.
+TEST(InterruptedCalls, AreKnownOnTheWayBackToSleep) {
+  Shared<Sleepers> shared;
+  Target target([&](const auto& ready) { run_sleepers(*shared, ready); });
+  const auto process = tracee::Process::open(target.pid());
+  ASSERT_OK(process);
+  auto calls = InterruptedCalls::create(process.value());
+  if (!calls.blind().empty()) GTEST_SKIP() << calls.blind();
+  const Nanos monotonic = monotonic_now(), boottime = read_clock(CLOCK_BOOTTIME);
+  constexpr std::array kRestarted{kNanosleep, kBootSleep, kAbsolute, kFutex, kPoll};
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < kShortEpoll; ++i) await_sleep(process.value(), shared->tids[static_cast<size_t>(i)]);
+    const Nanos since = monotonic_now();
+    auto frozen = Frozen::freeze(process.value());
+    ASSERT_OK(frozen);
+    for (const int sleeper : kRestarted) {
+      const pid_t tid = shared->tids[static_cast<size_t>(sleeper)];
+      user_regs_struct general = frozen->find(tid)->original;
+      general.rip -= 2;
+      general.rax = SYS_restart_syscall;
+      if (round == 2) general.orig_rax = ~0ULL;  // was in user mode already
+      ASSERT_OK(tracee::write_general(tid, general));
+      ASSERT_OK(frozen->settle(tid));
+    }
+    ASSERT_OK(calls.look(frozen.value(), since));
+    expect_all(calls, *shared, monotonic, boottime);
+    ASSERT_OK(frozen->finish());
+  }
+  for (const int sleeper : kRestarted)
+    await_sleep(process.value(), shared->tids[static_cast<size_t>(sleeper)]);
+  EXPECT_EQ(shared->errors, 0);
+}
+
 /// Frozen without pause, a wait of 100 ms still ends: what has passed is not given back.
 TEST(InterruptedCalls, AreNotStretchedByFreezes) {
   Shared<Sleepers> shared;
