@@ -30,6 +30,7 @@ constexpr ExitCode exit_code(ErrorKind kind) {
       return kCancelled;
     case ErrorKind::kPeerGone:
     case ErrorKind::kTimeout:
+    case ErrorKind::kUntrusted:
       return kTransport;
     case ErrorKind::kInDoubt:
       return kInDoubt;

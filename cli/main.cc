@@ -38,7 +38,17 @@ void add_bandwidth(CLI::App& verb, godwit::cli::LimitArguments& limits) {
                   "bytes per second at most (k, M, G), but for the freeze; 0: no limit (0)");
 }
 
+void add_credentials(CLI::App& verb, Arguments& a) {
+  verb.add_option("--psk-file", a.psk_file, "TLS by a key that both hosts have (`godwit keygen --psk FILE`)");
+  verb.add_option(
+      "--tls-ca", a.tls_ca,
+      "TLS by certificates: whom this CA signed is trusted (`godwit keygen --ca DIR --host NAME`)");
+  verb.add_option("--tls-cert", a.tls_certificate, "the certificate of this host");
+  verb.add_option("--tls-key", a.tls_key, "its key");
+}
+
 void add_link(CLI::App& verb, Arguments& a) {
+  add_credentials(verb, a);
   verb.add_flag("--insecure", a.insecure, "plain TCP beyond this host: the stream holds the process' memory");
   verb.add_option("--move-address", a.move_addresses, "ADDR/LEN@DEV: a service address that moves along");
 }
@@ -107,6 +117,7 @@ void add_receive(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* receive = app.add_subcommand("receive", "wait for processes and let them run here");
   receive->add_option("--listen", a.listen, "ADDR[:PORT]")->capture_default_str();
   receive->add_flag("--once", a.once, "end after one process");
+  add_credentials(*receive, a);
   receive->add_flag("--insecure", a.insecure, "plain TCP on an address that is not loopback");
   receive->add_option("--pid-namespace", a.pid_namespace, "auto, host or new")->capture_default_str();
   add_link_timeout(
@@ -156,6 +167,16 @@ void add_questions(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) 
   resolve->add_flag("--resume", a.resume, "it runs nowhere else: let it go on");
   resolve->add_flag("--discard", a.discard, "it runs elsewhere: end it");
   resolve->callback([verb] { *verb = godwit::cli::resolve; });
+  CLI::App* keygen = app.add_subcommand(
+      "keygen", "make a pre-shared key, or a small CA and the certificate of a host; overwrites nothing");
+  keygen->add_option("--psk", a.psk_file, "write a new key here, for both hosts");
+  keygen->add_option("--ca", a.ca_folder,
+                     "DIR: ca.pem and ca.key, made if they are not there; a host needs ca.pem, not ca.key");
+  keygen->add_option("--host", a.host_name, "NAME: write NAME.pem and NAME.key there");
+  keygen->add_option("--days", a.days, "how long the certificate of the host is good")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 36500));
+  keygen->callback([verb] { *verb = godwit::cli::keygen; });
   CLI::App* probe = app.add_subcommand("probe", "say what this kernel offers");
   probe->callback([verb] { *verb = godwit::cli::probe; });
 }

@@ -41,11 +41,17 @@ Result<migration::Limits> limits_of(const Arguments& arguments) {
   return migration::changed_by({}, TRY(changes_of(arguments.limits)));
 }
 
+Result<std::shared_ptr<const transport::Credentials>> credentials_of(const Arguments& arguments) {
+  return transport::load_credentials(
+      {arguments.tls_ca, arguments.tls_certificate, arguments.tls_key, arguments.psk_file});
+}
+
 Result<migration::LinkOptions> link_of(const Arguments& arguments) {
   migration::LinkOptions link;
   link.destination = arguments.host.empty() ? "" : with_port(arguments.host);
   link.channels = arguments.channels == "auto" ? 0 : std::stoul(arguments.channels);
   link.insecure = arguments.insecure;
+  link.credentials = TRY(credentials_of(arguments));
   link.dead_after = from_seconds(arguments.link_timeout_s);
   link.bandwidth = TRY(changes_of(arguments.limits)).bandwidth.value_or(0);
   return link;
@@ -109,6 +115,7 @@ Status try_receive(const Arguments& arguments, const Events& events) {
   options.listen = with_port(arguments.listen);
   options.once = arguments.once;
   options.insecure = arguments.insecure;
+  options.credentials = TRY(credentials_of(arguments));
   options.pid_namespace = TRY(pid_namespace_of(arguments.pid_namespace));
   options.hooks = arguments.hooks;
   options.dead_after = from_seconds(arguments.link_timeout_s);
@@ -169,7 +176,25 @@ Status try_dirty_rate(const Arguments& arguments, const Events& events) {
   return {};
 }
 
+Status try_keygen(const Arguments& arguments) {
+  const bool psk = !arguments.psk_file.empty();
+  if (psk == !arguments.ca_folder.empty() || arguments.ca_folder.empty() != arguments.host_name.empty())
+    return fail(ErrorKind::kUsage, "keygen", "--psk, --ca, --host",
+                "give --psk FILE, or --ca DIR and --host NAME");
+  if (psk) {
+    TRY(transport::make_psk(arguments.psk_file));
+  } else {
+    TRY(transport::make_host_certificate(arguments.ca_folder, arguments.host_name, arguments.days));
+  }
+  return {};
+}
+
 }  // namespace
+
+int keygen(const Arguments& arguments) {
+  const Events events(arguments.json);
+  return events.finish(try_keygen(arguments), "");
+}
 
 int migrate(const Arguments& arguments) {
   cancel_on_signals();

@@ -24,6 +24,9 @@ struct Arguments {
   std::string file;
   bool once = false;
   bool insecure = false;
+  std::string tls_ca, tls_certificate, tls_key, psk_file;  ///< paths
+  std::string ca_folder, host_name;                        ///< of keygen
+  unsigned days = 365;
   bool leave_running = false;
   bool verify = false;
   bool resume = false;
@@ -56,5 +59,6 @@ int pause(const Arguments& arguments);
 int resume(const Arguments& arguments);
 int freeze_now(const Arguments& arguments);
 int dirty_rate(const Arguments& arguments);
+int keygen(const Arguments& arguments);
 
 }  // namespace godwit::cli

@@ -40,6 +40,8 @@ std::string_view to_string(ErrorKind kind) {
       return "system";
     case ErrorKind::kBug:
       return "bug";
+    case ErrorKind::kUntrusted:
+      return "untrusted";
   }
   return "invalid";
 }

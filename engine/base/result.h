@@ -40,6 +40,7 @@ enum class ErrorKind : uint8_t {
   kUsage,         ///< arguments that make no sense
   kSystem,        ///< an operation of the operating system failed (disk full, out of memory, ...)
   kBug,           ///< our own broken invariant
+  kUntrusted,     ///< one end of a connection does not accept the other's credentials
 };
 
 std::string_view to_string(ErrorKind kind);

@@ -2,6 +2,8 @@
 // below and of nothing else of the engine; none of them needs more than the standard library.
 //
 //   moving       migration::migrate(), receive(), check(), resolve()
+//   security     transport::load_credentials() for LinkOptions and ReceiveOptions; make_psk() and
+//                make_host_certificate() make what it loads
 //   images       migration::checkpoint(), restore(), inspect(); sinks and sources in files or memory
 //   algorithm    migration::Policy: when to freeze, from what the rounds measured; decide() is the default
 //   measuring    migration::measure_dirty_rate(); migration::WriteWatch: which pages a process writes
@@ -35,3 +37,5 @@
 #include "engine/migration/write_watch.h"
 #include "engine/model/record_stream.h"
 #include "engine/state/finding.h"
+#include "engine/transport/credentials.h"
+#include "engine/transport/keygen.h"

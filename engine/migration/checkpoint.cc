@@ -90,7 +90,7 @@ Status begin(Rebuild& rebuild, const wire::Record& record) {
 
 Result<Report> checkpoint(const CheckpointOptions& options) {
   TRY(choose_tracker(options.tracker));
-  Guardian guardian = TRY(Guardian::start(options.pid, "", false));
+  Guardian guardian = TRY(Guardian::start(options.pid, {}));
   warm_memory();
   const auto process = TRY(tracee::Process::open(options.pid));
   state::Intent intent;

@@ -180,7 +180,7 @@ std::string line_of(const ordered_json& object) {
 }
 
 ErrorKind kind_named(std::string_view name) {
-  for (int kind = 1; kind <= static_cast<int>(ErrorKind::kBug); ++kind) {
+  for (int kind = 1; kind <= static_cast<int>(ErrorKind::kUntrusted); ++kind) {
     if (to_string(static_cast<ErrorKind>(kind)) == name) return static_cast<ErrorKind>(kind);
   }
   return ErrorKind::kSystem;

@@ -9,14 +9,16 @@
 #include <string>
 
 #include "engine/base/result.h"
+#include "engine/migration/session_binding.h"
 #include "engine/wire/stream_header.h"
 
 namespace godwit::migration {
 
 /// Writes `committing` for the session, with what another engine needs to clear up should this one die: who
 /// we are, which process it is about, and what gives its addresses back (AddressUndo::to_text(), may be
-/// empty).
-Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo);
+/// empty), and who may ask about it.
+Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo,
+                   const QueryKey& key);
 
 /// For every commit whose engine is dead: the process lives, so it was released: `running`. It does not: its
 /// addresses are given back; the verdict stays unknown, as it may have run and ended.

@@ -32,6 +32,7 @@ struct Guardian::Shared {
   std::atomic<uint32_t> phase;
   pid_t target;
   wire::SessionId session;
+  QueryKey key;
   std::atomic<uint32_t> undo_size;
   char undo[60000];
 };
@@ -43,7 +44,7 @@ Guardian::Shared& Guardian::shared() const {
 // ---- the engine's side
 // -------------------------------------------------------------------------------------------
 
-Result<Guardian> Guardian::start(pid_t target, const std::string& destination, bool insecure) {
+Result<Guardian> Guardian::start(pid_t target, const LinkOptions& link) {
   Guardian made;
   made.memory_ = TRY(Mapping::create(sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS));
   made.shared().target = target;
@@ -56,7 +57,7 @@ Result<Guardian> Guardian::start(pid_t target, const std::string& destination, b
   if (made.pid_ < 0) return fail_errno("fork", "the guardian");
   if (made.pid_ == 0) {
     made.pipe_.reset();
-    live(made.shared(), reader.get(), engine, destination, insecure);
+    live(made.shared(), reader.get(), engine, link);
     ::_exit(0);
   }
   return made;
@@ -72,8 +73,9 @@ void Guardian::touching() {
 void Guardian::stopping() {
   shared().phase.store(kStopping);
 }
-void Guardian::committing(const wire::SessionId& session) {
+void Guardian::committing(const wire::SessionId& session, const QueryKey& key) {
   shared().session = session;
+  shared().key = key;
   shared().phase.store(kCommitted);
 }
 void Guardian::departing() {
@@ -156,12 +158,12 @@ void leave_repair_mode(const tracee::Process& process) {
   }
 }
 
-void resolve_committed(pid_t target, const wire::SessionId& session, const LinkOptions& options,
-                       const std::string& undo) {
+void resolve_committed(pid_t target, const wire::SessionId& session, const QueryKey& key,
+                       const LinkOptions& options, const std::string& undo) {
   const auto addresses = address::AddressUndo::from_text(undo);
   const Nanos until = monotonic_now() + kPatience;
   while (monotonic_now() < until) {
-    const auto verdict = ask_verdict(options, session);
+    const auto verdict = ask_verdict(options, session, key);
     if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {
       ::kill(target, SIGKILL);
       remove_in_doubt(target);
@@ -190,8 +192,7 @@ Status restore_target(pid_t pid, bool stopped) {
   return frozen.finish();
 }
 
-void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::string& destination,
-                    bool insecure) {
+void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const LinkOptions& link) {
   ::setsid();
   ::prctl(PR_SET_NAME, "godwit-guard");
   const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -205,10 +206,7 @@ void Guardian::live(Shared& shared, int engine_pipe, pid_t engine, const std::st
   remove_dead_socket(job_path(shared.target));
   const std::string undo(shared.undo, shared.undo_size.load());
   if (phase == kCommitted) {
-    LinkOptions options;
-    options.destination = destination;
-    options.insecure = insecure;
-    resolve_committed(shared.target, shared.session, options, undo);
+    resolve_committed(shared.target, shared.session, shared.key, link, undo);
     return;
   }
   if (!undo.empty()) {

@@ -14,22 +14,26 @@
 #include "engine/base/fd.h"
 #include "engine/base/mapping.h"
 #include "engine/base/result.h"
+#include "engine/migration/link_options.h"
+#include "engine/migration/session_binding.h"
 #include "engine/wire/stream_header.h"
 
 namespace godwit::migration {
 
 class Guardian {
  public:
-  /// Forks the guardian for `target`. `destination` and `insecure` are for asking the peer after COMMIT.
-  static Result<Guardian> start(pid_t target, const std::string& destination, bool insecure);
+  /// Forks the guardian for `target`. `link` is for asking the peer after COMMIT; its credentials are loaded
+  /// already.
+  static Result<Guardian> start(pid_t target, const LinkOptions& link);
   Guardian(Guardian&&) noexcept = default;
   Guardian& operator=(Guardian&&) = delete;
   ~Guardian();
 
   // ORDER: each before the step it speaks of.
-  void touching();                                  ///< the target may be changed from here on
-  void stopping();                                  ///< a SIGSTOP of ours may be there
-  void committing(const wire::SessionId& session);  ///< COMMIT may leave
+  void touching();  ///< the target may be changed from here on
+  void stopping();  ///< a SIGSTOP of ours may be there
+  /// COMMIT may leave; `key` proves that we may ask about it.
+  void committing(const wire::SessionId& session, const QueryKey& key);
   void departing();  ///< the original is gone; only its addresses still take leave of this host
   /// What undoes the address move on this host (AddressUndo::to_text()). Errors: Unsupported when it is too
   /// long.
@@ -41,8 +45,7 @@ class Guardian {
   struct Shared;
   Guardian() = default;
   [[nodiscard]] Shared& shared() const;
-  static void live(Shared& shared, int engine_pipe, pid_t engine, const std::string& destination,
-                   bool insecure);
+  static void live(Shared& shared, int engine_pipe, pid_t engine, const LinkOptions& link);
 
   Mapping memory_;
   Fd pipe_;

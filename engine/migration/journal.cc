@@ -4,6 +4,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <charconv>
+
 #include "engine/base/files.h"
 
 namespace godwit::migration {
@@ -25,6 +28,14 @@ Status write_whole(const std::string& path, std::string_view text) {
   TRY(write_file(partial, text));
   if (::rename(partial.c_str(), path.c_str()) != 0) return fail_errno("rename", partial);
   return {};
+}
+
+/// Nothing for a plain session.
+std::string key_line(const QueryKey& key) {
+  if (!key.secure) return {};
+  std::string line = "key: ";
+  for (const std::byte byte : key.key) line += fmt::format("{:02x}", static_cast<unsigned>(byte));
+  return line + "\n";
 }
 
 }  // namespace
@@ -54,12 +65,14 @@ void remove_in_doubt(pid_t pid) {
   ::unlink(doubt_path(pid).c_str());
 }
 
-Status write_verdict(const wire::SessionId& session, std::string_view state) {
-  return write_whole(verdict_path(session), state);
+Status write_verdict(const wire::SessionId& session, std::string_view state, const QueryKey& key) {
+  return write_verdict_at(verdict_path(session), state, key);
 }
 
-Status write_verdict_at(const std::string& path, std::string_view state) {
-  return write_whole(path, state);
+Status write_verdict_at(const std::string& path, std::string_view state, const QueryKey& key) {
+  const size_t line = std::min(state.find('\n'), state.size());
+  return write_whole(path, fmt::format("{}\n{}{}", state.substr(0, line), key_line(key),
+                                       state.substr(std::min(line + 1, state.size()))));
 }
 
 void remove_verdict(const wire::SessionId& session) {
@@ -69,7 +82,28 @@ void remove_verdict(const wire::SessionId& session) {
 wire::Verdict::Value read_verdict(const wire::SessionId& session) {
   auto text = read_file(verdict_path(session));
   if (!text.ok()) return text.error().err == ENOENT ? wire::Verdict::ABORTED : wire::Verdict::UNKNOWN;
-  return *text == "running" ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
+  return text->starts_with("running\n") ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
+}
+
+std::optional<QueryKey> read_query_key(const wire::SessionId& session) {
+  auto text = read_file(verdict_path(session));
+  if (text.ok()) return find_key(text.value());
+  if (text.error().err == ENOENT) return std::nullopt;
+  return QueryKey{true, {}};
+}
+
+QueryKey find_key(std::string_view text) {
+  QueryKey found;
+  const auto hex = field(text, "key:");
+  if (!hex) return found;
+  found.secure = true;
+  for (size_t i = 0; i < found.key.size() && 2 * i + 2 <= hex->size(); ++i) {
+    unsigned value = 0;
+    const char* digits = hex->data() + 2 * i;
+    std::from_chars(digits, digits + 2, value, 16);
+    found.key[i] = static_cast<std::byte>(value);
+  }
+  return found;
 }
 
 }  // namespace godwit::migration

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "engine/base/result.h"
+#include "engine/migration/session_binding.h"
 #include "engine/wire/state.pb.h"
 #include "engine/wire/stream_header.h"
 
@@ -30,11 +31,17 @@ Result<std::optional<InDoubt>> read_in_doubt(pid_t pid);
 void remove_in_doubt(pid_t pid);
 
 /// Destination: `committing` is written before the first thread may run, `running` once all do.
-Status write_verdict(const wire::SessionId& session, std::string_view state);
+/// `key`: who may ask.
+Status write_verdict(const wire::SessionId& session, std::string_view state, const QueryKey& key);
 /// The same for a path in the folder.
-Status write_verdict_at(const std::string& path, std::string_view state);
+Status write_verdict_at(const std::string& path, std::string_view state, const QueryKey& key);
 void remove_verdict(const wire::SessionId& session);
 /// ABORTED when nothing was ever written: without `committing` no thread has run. UNKNOWN for `committing`.
 wire::Verdict::Value read_verdict(const wire::SessionId& session);
+/// Of the session, if anything was written; one that nobody can prove if that is damaged.
+std::optional<QueryKey> read_query_key(const wire::SessionId& session);
+
+/// In the text of an entry.
+QueryKey find_key(std::string_view text);
 
 }  // namespace godwit::migration

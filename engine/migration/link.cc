@@ -16,6 +16,23 @@ constexpr Nanos kQuestionTimeout = std::chrono::seconds(5);
 /// A few fill any link; each more makes the barriers dearer.
 constexpr size_t kMostChannels = 4;
 
+/// Connected, and authenticated if there are credentials.
+Result<std::unique_ptr<transport::Channel>> open_channel(const transport::HostPort& where,
+                                                         const LinkOptions& options, Nanos timeout) {
+  auto channel = TRY(transport::connect(where, timeout));
+  TRY(require_secure(channel->peer(), options.credentials != nullptr, options.insecure));
+  if (options.credentials) TRY(channel->start_tls(options.credentials, transport::TlsRole::kClient, timeout));
+  return channel;
+}
+
+/// A peer that refuses our certificate says so, closes, and may be gone before we have sent our greeting.
+Status prefer_refusal(Status sent, wire::RecordReader& reader) {
+  if (sent.ok() || sent.error().kind != ErrorKind::kPeerGone) return sent;
+  auto answer = reader.start();
+  return !answer.ok() && answer.error().kind == ErrorKind::kUntrusted ? answer.take_error()
+                                                                      : sent.take_error();
+}
+
 std::string host_of(const transport::Endpoint& endpoint) {
   std::string text = endpoint.text();
   text.resize(text.rfind(':'));
@@ -29,11 +46,12 @@ size_t choose_channels() {
   return std::clamp<size_t>(processors() / 2, 1, kMostChannels);
 }
 
-Status require_secure(const transport::Endpoint& endpoint, bool insecure) {
-  if (insecure || endpoint.is_loopback()) return {};
-  return fail(ErrorKind::kDenied, "use plain TCP beyond this host", endpoint.text(),
-              "the stream holds all of the process' memory: tunnel it and use a loopback address, or accept "
-              "that with --insecure");
+Status require_secure(const transport::Endpoint& endpoint, bool has_credentials, bool insecure) {
+  if (has_credentials || insecure || endpoint.is_loopback()) return {};
+  return fail(ErrorKind::kUntrusted, "use plain TCP beyond this host", endpoint.text(),
+              "the stream holds all of the process' memory, and whoever sends one runs code here: give both "
+              "sides --psk-file, or --tls-ca, --tls-cert and --tls-key (`godwit keygen` makes them), or "
+              "accept that with --insecure");
 }
 
 wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t channels) {
@@ -54,10 +72,8 @@ Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
   link->session_ = TRY(wire::new_session_id());
   const size_t count = options.channels == 0 ? choose_channels() : options.channels;
   std::vector<std::unique_ptr<transport::Channel>> channels;
-  for (size_t i = 0; i < count; ++i) {
-    channels.push_back(TRY(transport::connect(where, options.connect_timeout)));
-    TRY(require_secure(channels.back()->peer(), options.insecure));
-  }
+  for (size_t i = 0; i < count; ++i)
+    channels.push_back(TRY(open_channel(where, options, options.connect_timeout)));
   link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
   link->channels_->set_bandwidth(options.bandwidth);
   for (size_t i = 0; i < count; ++i) TRY(link->greet(i, options));
@@ -75,14 +91,17 @@ Status Link::greet(size_t index, const LinkOptions& options) {
   End end{std::make_unique<wire::RecordWriter>(channel, header),
           std::make_unique<wire::RecordReader>(channel)};
   TRY(end.writer->start());
-  TRY(end.writer->write_message(wire::RecordType::kHello,
-                                make_hello(session_, wire::ROLE_SOURCE, channels_->size())));
-  TRY(end.writer->flush());
+  if (index == 0) binding_ = TRY(SessionBinding::of(channel, session_));
+  wire::Hello ours = make_hello(session_, wire::ROLE_SOURCE, channels_->size());
+  ours.set_proof(TRY(binding_.prove(channel, wire::ROLE_SOURCE, header)));
+  TRY(end.writer->write_message(wire::RecordType::kHello, ours));
+  TRY(prefer_refusal(end.writer->flush(), *end.reader));
   TRY(end.reader->start());
   const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*end.reader, wire::RecordType::kHello))));
   if (hello.role() != wire::ROLE_DESTINATION)
     return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(),
                 "it does not speak as a destination");
+  TRY(binding_.check(channel, hello, header));
   if (index == 0) {
     for (const std::string& feature : hello.features()) {
       if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures))
@@ -126,23 +145,29 @@ std::string Link::peer_address() const {
   return host_of(channels_->control().peer());
 }
 
-Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session) {
+Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session,
+                                         const QueryKey& key) {
   const auto where = TRY(transport::parse_host_port(options.destination));
-  const auto channel = TRY(transport::connect(where, std::chrono::seconds(2)));
+  const auto channel = TRY(open_channel(where, options, std::chrono::seconds(2)));
   TRY(channel->set_read_timeout(std::min(kQuestionTimeout, options.dead_after)));
   wire::StreamHeader header;
   header.session = session;
   wire::RecordWriter writer(*channel, header);
   wire::RecordReader reader(*channel);
   TRY(writer.start());
-  TRY(writer.write_message(wire::RecordType::kHello, make_hello(session, wire::ROLE_RESOLVER, 1)));
+  wire::Hello ours = make_hello(session, wire::ROLE_RESOLVER, 1);
+  ours.set_proof(TRY(prove_query(key, *channel, wire::ROLE_RESOLVER, session)));
+  TRY(writer.write_message(wire::RecordType::kHello, ours));
   wire::Query query;
   query.set_session(session.data(), session.size());
   TRY(writer.write_message(wire::RecordType::kQuery, query));
   TRY(writer.flush());
   TRY(reader.start());
-  TRY(wire::expect(reader, wire::RecordType::kHello));
-  return TRY(wire::parse<wire::Verdict>(TRY(wire::expect(reader, wire::RecordType::kVerdict)))).value();
+  const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(reader, wire::RecordType::kHello))));
+  const auto verdict = TRY(wire::parse<wire::Verdict>(TRY(wire::expect(reader, wire::RecordType::kVerdict))));
+  // A destination that lost all it knew cannot prove anything, and "aborted" is then the truth.
+  if (verdict.value() == wire::Verdict::RUNNING) TRY(check_query(key, *channel, hello, session));
+  return verdict.value();
 }
 
 }  // namespace godwit::migration

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/migration/link_options.h"
+#include "engine/migration/session_binding.h"
 #include "engine/transport/channel_set.h"
 #include "engine/wire/record_reader.h"
 #include "engine/wire/record_writer.h"
@@ -19,13 +20,15 @@ inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "gu
 
 class Link {
  public:
-  /// Connects and greets on every channel. Errors: PeerGone, Timeout, Usage, Denied (not loopback and not
-  /// insecure), Unsupported (another major version), Corrupt.
+  /// Connects, authenticates and greets on every channel. Errors: PeerGone, Timeout, Usage, Untrusted (also:
+  /// not loopback, no credentials and not insecure), Unsupported (another major version), Corrupt.
   static Result<std::unique_ptr<Link>> connect(const LinkOptions& options);
 
   [[nodiscard]] wire::RecordWriter& control() { return *ends_.front().writer; }
   [[nodiscard]] std::vector<wire::RecordWriter*> writers();
   [[nodiscard]] const wire::SessionId& session() const { return session_; }
+  /// For ask_verdict(), later.
+  [[nodiscard]] QueryKey query_key() const { return binding_.query_key(); }
   [[nodiscard]] bool agreed(std::string_view feature) const;
 
   /// The next record of the control channel, which must be a `type`. What the peer reports as its failure
@@ -54,6 +57,7 @@ class Link {
   Status greet(size_t index, const LinkOptions& options);
 
   wire::SessionId session_{};
+  SessionBinding binding_;
   std::unique_ptr<transport::ChannelSet> channels_;
   std::vector<End> ends_;
   std::vector<std::string> features_;  ///< named by both
@@ -64,12 +68,13 @@ class Link {
 /// on.
 size_t choose_channels();
 
-/// Plain TCP leaves this host only when the person said so. Errors: Denied naming --insecure.
-Status require_secure(const transport::Endpoint& endpoint, bool insecure);
+/// Plain TCP leaves this host only when the person said so. Errors: Untrusted naming what may be given.
+Status require_secure(const transport::Endpoint& endpoint, bool has_credentials, bool insecure);
 
-/// A later connection that only asks what became of `session`. Errors: PeerGone, Timeout when there is no
-/// answer.
-Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session);
+/// A later connection that only asks what became of `session`. That the process runs is believed only of a
+/// peer that proves it by `key`. Errors: PeerGone, Timeout when there is no answer, Untrusted.
+Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session,
+                                         const QueryKey& key);
 
 wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t channels);
 

@@ -141,6 +141,30 @@ Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker
   return pages;
 }
 
+Status MemoryCheck::expect(wire::PageHashes hashes, const Layout& layout) {
+  const auto pages = static_cast<uint64_t>(hashes.hashes_size());
+  const auto wrong = [&](const char* why) {
+    return fail(ErrorKind::kCorrupt, "read the hashes of pages",
+                fmt::format("{} pages at {:#x}", pages, hashes.start()), why);
+  };
+  if (pages == 0 || pages > kPages || hashes.start() % kPageSize != 0) return wrong("their number or place");
+  if (hashes.left_out_size() > static_cast<int>(kPages)) return wrong("too much is left out of them");
+  const RemoteAddr start(hashes.start());
+  const Vma* vma = find_vma(layout, start);
+  if (vma == nullptr || pages * kPageSize > vma->range.end - start)
+    return wrong("they lie outside the mappings that were described");
+  if (!expected_.empty()) {
+    const wire::PageHashes& last = expected_.back();
+    if (hashes.start() < last.start() + static_cast<uint64_t>(last.hashes_size()) * kPageSize)
+      return wrong("they do not ascend");
+  }
+  for (const wire::RangeMessage& piece : hashes.left_out()) {
+    if (piece.start() > piece.end()) return wrong("what is left out of them ends before it begins");
+  }
+  expected_.push_back(std::move(hashes));
+  return {};
+}
+
 Status MemoryCheck::compare(pid_t pid, const Layout& layout, const uffd::PageInstaller& installer) const {
   if (expected_.empty()) return {};
   Difference difference;

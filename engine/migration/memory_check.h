@@ -26,7 +26,9 @@ Result<uint64_t> send_hashes(const tracee::Memory& memory, DirtyTracker& tracker
 /// The destination's half: hashes are kept until there is memory to compare.
 class MemoryCheck {
  public:
-  void expect(wire::PageHashes hashes) { expected_.push_back(std::move(hashes)); }
+  /// INVARIANT: ascending, within `layout`, a chunk at once; so what is kept here cannot outgrow the process.
+  /// Errors: Corrupt.
+  Status expect(wire::PageHashes hashes, const Layout& layout);
   /// Nothing if no hash was sent. Errors: Corrupt naming pages whose contents differ, or that only this side
   /// has.
   [[nodiscard]] Status compare(pid_t pid, const Layout& layout, const uffd::PageInstaller& installer) const;

@@ -145,7 +145,7 @@ class Migration {
     TRY(write_in_doubt(entry));
     TRY(fault_point("before-commit"));
     // ORDER: from here on the guardian asks the peer; only then may the first byte leave.
-    guardian_.committing(link_->session());
+    guardian_.committing(link_->session(), link_->query_key());
     return advance(Event::kCommitLeaves);
   }
 
@@ -229,7 +229,7 @@ class Migration {
   void ask_peer() {
     const Nanos until = monotonic_now() + options_.link.verdict_patience();
     while (monotonic_now() < until) {
-      const auto verdict = ask_verdict(options_.link, link_->session());
+      const auto verdict = ask_verdict(options_.link, link_->session(), link_->query_key());
       if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {
         verdict_ = Event::kPeerRunning;
         return;
@@ -334,8 +334,7 @@ Status decide_addresses(const InDoubt& entry, Status (*decide)(const address::Ad
 
 Result<Report> migrate(const MigrateOptions& options) {
   TRY(choose_tracker(options.tracker));
-  Migration migration(options,
-                      TRY(Guardian::start(options.pid, options.link.destination, options.link.insecure)));
+  Migration migration(options, TRY(Guardian::start(options.pid, options.link)));
   return migration.run();
 }
 

@@ -5,9 +5,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "engine/base/units.h"
+
 namespace godwit::migration {
 
 Status ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
+  TRY(require_inside(offset, bytes.size()));
   if (huge_) return write_mapped(offset, bytes);
   while (!bytes.empty()) {
     const ssize_t put = ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
@@ -17,6 +20,19 @@ Status ObjectFile::write(uint64_t offset, std::span<const std::byte> bytes) {
     offset += static_cast<uint64_t>(put);
   }
   return {};
+}
+
+/// The file itself would grow with every page behind its end. Its last page may be there in part only.
+Status ObjectFile::require_inside(uint64_t offset, uint64_t size) {
+  const uint64_t end = offset + size;
+  if (end <= room_.load(std::memory_order_relaxed)) return {};
+  struct stat found {};
+  if (::fstat(fd_.get(), &found) != 0) return fail_errno("fstat", "a shared memory object");
+  const uint64_t room = page_ceil(static_cast<uint64_t>(found.st_size));
+  room_.store(room, std::memory_order_relaxed);
+  if (end <= room) return {};
+  return fail(ErrorKind::kCorrupt, "write a shared memory object", fmt::format("{:#x} of {:#x}", end, room),
+              "the page lies behind its end");
 }
 
 /// KERNEL: a store to a huge page that cannot be had ends in SIGBUS; process_vm_writev to ourselves says so.

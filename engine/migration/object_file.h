@@ -2,6 +2,7 @@
 // pages of objects, as uffd/page_installer is for those of mappings. Thread: any, also several at once.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -21,11 +22,13 @@ class ObjectFile {
   Status write(uint64_t offset, std::span<const std::byte> bytes);
 
  private:
+  Status require_inside(uint64_t offset, uint64_t size);
   Status write_mapped(uint64_t offset, std::span<const std::byte> bytes);
   Status map_up_to(uint64_t end);
 
   Fd fd_;
   bool huge_;
+  std::atomic<uint64_t> room_{0};  ///< whole pages that it was found to have last
   std::mutex mutex_;
   Mapping window_;  ///< all of the object; hugetlbfs knows no write(2)
 };

@@ -18,6 +18,7 @@
 #include "engine/base/warm_memory.h"
 #include "engine/codec/decoder.h"
 #include "engine/migration/join_areas.h"
+#include "engine/state/foreign_path.h"
 #include "engine/state/house.h"
 #include "engine/state/memory_objects.h"
 #include "engine/wire/layout_messages.h"
@@ -74,6 +75,20 @@ std::vector<AddressRange> anonymous_ranges(const Layout& layout, bool huge) {
 
 bool in_file(const Vma* vma) {
   return vma != nullptr && vma->kind == VmaKind::kFileShared;
+}
+
+/// SAFETY: a shell is written to by force, and holds more than what was described: the code that works for
+/// us in it. So every page lies in an area of the layout, and in none that is the kernel's own.
+Status require_described(const Layout& layout, AddressRange range, const char* what) {
+  while (!range.empty()) {
+    const Vma* vma = find_vma(layout, range.start);
+    if (vma == nullptr || vma->kind == VmaKind::kVdso || vma->kind == VmaKind::kVsyscall)
+      return fail(ErrorKind::kCorrupt, what, fmt::format("{}", range),
+                  vma == nullptr ? "it lies outside the mappings that were described"
+                                 : "it lies in memory of the kernel");
+    range.start = std::min(range.end, vma->range.end);
+  }
+  return {};
 }
 
 /// An install failed: what should be there and what is, for a person to compare.
@@ -189,17 +204,16 @@ Status Rebuild::take(const wire::Record& record) {
     case kPacked:
       return take_packed(record);
     case kDiscard:
-      return discard(TRY(wire::parse<wire::Discard>(record)));
+      return discard(TRY(wire::parse<wire::Discard>(record)), record);
     case kLastRound: {
       const std::lock_guard alone(ground_);
       if (installer_) installer_->end_fresh();
       return {};
     }
     case kPageHashes:
-      check_.expect(TRY(wire::parse<wire::PageHashes>(record)));
-      return {};
+      return check_.expect(TRY(wire::parse<wire::PageHashes>(record)), space_.layout());
     case kState:
-      return finish_state(TRY(wire::parse<wire::RoomState>(record)));
+      return finish_state(TRY(wire::parse<wire::RoomState>(record)), record);
     case kEndOfState:
       return seal();
     case kRoundBegin:
@@ -288,7 +302,8 @@ Status Rebuild::install_pages(const wire::Record& record) {
     return fail(ErrorKind::kCorrupt, "install pages", record.name(), "it names an unknown process");
   DeltaBatch deltas(*installer_);
   while (const auto entry = batch.next()) {
-    Status installed = install_entry(*entry, deltas, record);
+    Status installed = require_described(space_.layout(), entry->range(), "install pages");
+    if (installed.ok()) installed = install_entry(*entry, deltas, record);
     if (!installed.ok()) return in_record(installed.take_error(), record);
     pages_installed_ += entry->pages;
   }
@@ -360,9 +375,9 @@ Result<std::shared_ptr<const Rebuild::MappedFile>> Rebuild::file_to_write(const 
                                                                           const wire::Record& record) {
   const std::lock_guard lock(file_lock_);
   if (file_ && file_->path == path) return file_;
-  Fd opened(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-  if (!opened.valid()) return in_record(fail_errno("open a mapped file to write", path), record);
-  file_ = std::make_shared<const MappedFile>(MappedFile{path, std::move(opened)});
+  auto opened = state::open_foreign_file(path, true, "open a mapped file to write");
+  if (!opened.ok()) return in_record(opened.take_error(), record);
+  file_ = std::make_shared<const MappedFile>(MappedFile{path, opened.take()});
   return file_;
 }
 
@@ -392,9 +407,13 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
   return {};
 }
 
-Status Rebuild::discard(const wire::Discard& message) {
+Status Rebuild::discard(const wire::Discard& message, const wire::Record& record) {
   const std::lock_guard alone(ground_);
   const auto ranges = TRY(wire::to_ranges(message.ranges()));
+  for (const AddressRange& range : ranges) {
+    Status inside = require_described(space_.layout(), range, "discard pages");
+    if (!inside.ok()) return in_record(inside.take_error(), record);
+  }
   const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
   tracee::Batch batch;
   for (const AddressRange& range : ranges)
@@ -407,8 +426,11 @@ Status Rebuild::discard(const wire::Discard& message) {
 // ---- the end
 // -----------------------------------------------------------------------------------------------------
 
-Status Rebuild::finish_state(const wire::RoomState& message) {
+Status Rebuild::finish_state(const wire::RoomState& message, const wire::Record& record) {
   TRY(fault_point("finish-state"));
+  if (!finished_rooms_.insert(message.room()).second)
+    return fail(ErrorKind::kCorrupt, "finish " + message.room(), record.name(),
+                "the state of this room has come already");
   if (TRY(state::waits_for_memory(message.room()))) {
     deferred_.push_back(message);
     return {};

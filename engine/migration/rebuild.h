@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <shared_mutex>
 #include <string>
 #include <vector>
@@ -61,7 +62,7 @@ class Rebuild {
   Status make_objects(const wire::RoomState& message);
   Status follow(const wire::LayoutMessage& message);
   Status begin_fresh();
-  Status discard(const wire::Discard& message);
+  Status discard(const wire::Discard& message, const wire::Record& record);
   Status take_packed(const wire::Record& record);
   Status install_pages(const wire::Record& record);
   Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record);
@@ -76,7 +77,7 @@ class Rebuild {
   Result<std::shared_ptr<const MappedFile>> file_to_write(const std::string& path,
                                                           const wire::Record& record);
   Status install_object_pages(const wire::Record& record);
-  Status finish_state(const wire::RoomState& message);
+  Status finish_state(const wire::RoomState& message, const wire::Record& record);
   Status finish_room(const wire::RoomState& message);
   Status finish_deferred();
   Status seal();
@@ -93,6 +94,7 @@ class Rebuild {
   bool fresh_ = false;
   std::map<uint64_t, std::unique_ptr<ObjectFile>> objects_;
   std::vector<wire::RoomState> deferred_;
+  std::set<std::string> finished_rooms_;  ///< whose last state has come
   MemoryCheck check_;
   std::shared_mutex
       ground_;            ///< shared: pages are being installed; alone: what they are installed in changes

@@ -6,17 +6,22 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "engine/base/clock.h"
 #include "engine/base/result.h"
 #include "engine/migration/pid_namespace.h"
+#include "engine/transport/credentials.h"
 
 namespace godwit::migration {
 
 struct ReceiveOptions {
   std::string listen = "127.0.0.1:4639";
   bool once = false;  ///< end after the first session that ran or failed after its inventory
+  /// Who may send processes here: only holders of the same. Null: plain TCP, which needs `insecure` on an
+  /// address that is not loopback.
+  std::shared_ptr<const transport::Credentials> credentials;
   bool insecure = false;
   PidNamespace pid_namespace = PidNamespace::kAuto;
   std::string hooks;

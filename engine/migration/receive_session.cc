@@ -124,10 +124,7 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
   wire::StreamHeader answer = header_;
   answer.channel = 0;
   wire::RecordWriter writer(channel, answer);
-  TRY(writer.start());
-  TRY(writer.write_message(RecordType::kHello,
-                           make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
-  TRY(writer.flush());
+  TRY(greet(channel, writer, 0));
   Status ended = converse(channel, reader, writer);
   if (ended.ok()) return ended;
   Error error = ended.take_error();
@@ -143,6 +140,24 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
   fail_session(error);
   if (had_inventory_) (void)hooks_.run("aborted", rebuild_.pid(), channel.peer_name());
   return error;
+}
+
+Status ReceiveSession::admit(transport::Channel& channel, const wire::Hello& hello,
+                             const wire::StreamHeader& header) const {
+  TRY(binding_.check(channel, hello, header));
+  if (header.channels == header_.channels) return {};
+  return fail(ErrorKind::kCorrupt, "join a session", fmt::format("channel {}", header.channel),
+              "it counts the channels of the session otherwise");
+}
+
+Status ReceiveSession::greet(transport::Channel& channel, wire::RecordWriter& writer, uint16_t index) {
+  wire::StreamHeader header = header_;
+  header.channel = index;
+  wire::Hello hello = make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels);
+  hello.set_proof(TRY(binding_.prove(channel, wire::ROLE_DESTINATION, header)));
+  TRY(writer.start());
+  TRY(writer.write_message(RecordType::kHello, hello));
+  return writer.flush();
 }
 
 Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader& reader,
@@ -259,7 +274,8 @@ Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& wr
 Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   const Nanos begin = monotonic_now();
   TRY(hooks_.run("pre-resume", rebuild_.pid(), ""));
-  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : ""));
+  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : "",
+                  binding_.query_key()));
   Status resumed = addresses_ ? addresses_->claim() : Status{};
   if (resumed.ok()) resumed = rebuild_.resume();
   if (!resumed.ok()) {
@@ -275,7 +291,7 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   running.add_pids(rebuild_.inner_pid());
   (void)writer.write_message(RecordType::kRunning, running);
   (void)writer.flush();
-  (void)write_verdict(header_.session, "running");
+  (void)write_verdict(header_.session, "running", binding_.query_key());
   if (options_.on_running) options_.on_running(rebuild_.pid(), rebuild_.inner_pid());
   (void)hooks_.run("resumed", rebuild_.pid(), "");
   return {};
@@ -304,10 +320,7 @@ Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& rea
   wire::StreamHeader answer = header_;
   answer.channel = index;
   wire::RecordWriter writer(channel, answer);
-  TRY(writer.start());
-  TRY(writer.write_message(RecordType::kHello,
-                           make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels)));
-  TRY(writer.flush());
+  TRY(greet(channel, writer, index));
   Status served = serve_lane(reader, index);
   listed.reset();
   if (!served.ok()) fail_session(served.error());

@@ -12,7 +12,8 @@
 #include "engine/address/address_move.h"
 #include "engine/migration/hooks.h"
 #include "engine/migration/rebuild.h"
-#include "engine/migration/receiver.h"
+#include "engine/migration/receive.h"
+#include "engine/migration/session_binding.h"
 #include "engine/transport/channel.h"
 #include "engine/wire/record_reader.h"
 #include "engine/wire/record_writer.h"
@@ -21,12 +22,20 @@ namespace godwit::migration {
 
 class ReceiveSession {
  public:
-  ReceiveSession(const ReceiveOptions& options, const wire::StreamHeader& header)
-      : options_(options), header_(header), hooks_(options.hooks), rebuild_(options.pid_namespace) {}
+  ReceiveSession(const ReceiveOptions& options, const wire::StreamHeader& header, SessionBinding binding = {})
+      : options_(options),
+        header_(header),
+        binding_(binding),
+        hooks_(options.hooks),
+        rebuild_(options.pid_namespace) {}
   ~ReceiveSession();
 
   /// The control channel, its hello already read. Blocks until the session has ended.
   Status run(transport::Channel& channel, wire::RecordReader& reader);
+  /// Whoever sent this hello is the other end of this session. Any thread. Errors: Untrusted.
+  Status admit(transport::Channel& channel, const wire::Hello& hello, const wire::StreamHeader& header) const;
+  /// Who may ask for the verdict.
+  [[nodiscard]] QueryKey query_key() const { return binding_.query_key(); }
   /// A further channel joins. Blocks until it has ended.
   Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
 
@@ -57,6 +66,7 @@ class ReceiveSession {
     size_t index_;
   };
 
+  Status greet(transport::Channel& channel, wire::RecordWriter& writer, uint16_t index);
   Status converse(transport::Channel& channel, wire::RecordReader& reader, wire::RecordWriter& writer);
   Status take_inventory(const wire::Record& record, wire::RecordWriter& writer);
   Status answer_barrier(uint32_t id, wire::RecordWriter& writer);
@@ -70,6 +80,7 @@ class ReceiveSession {
 
   const ReceiveOptions& options_;
   wire::StreamHeader header_;
+  SessionBinding binding_;
   Hooks hooks_;
   Rebuild rebuild_;
   std::optional<address::AddressMoveDestination> addresses_;

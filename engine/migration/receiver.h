@@ -7,12 +7,13 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "engine/migration/lobby.h"
 #include "engine/migration/receive.h"
 #include "engine/transport/listener.h"
 #include "engine/wire/record_reader.h"
+#include "engine/wire/state.pb.h"
 #include "engine/wire/stream_header.h"
 
 namespace godwit::migration {
@@ -27,28 +28,25 @@ class Receiver {
   Status serve();
 
  private:
-  struct Guest {
-    std::thread thread;
-    std::shared_ptr<std::atomic<bool>> finished;
-  };
-  Receiver(ReceiveOptions options, transport::Listener listener)
-      : options_(std::move(options)), listener_(std::move(listener)) {}
-  void welcome(std::unique_ptr<transport::Channel> channel);
-  Status handle(std::unique_ptr<transport::Channel> channel);
-  Status run_session(std::unique_ptr<transport::Channel> channel, std::unique_ptr<wire::RecordReader> reader);
-  Status answer_query(transport::Channel& channel, wire::RecordReader& reader);
+  Receiver(ReceiveOptions options, transport::Listener listener);
+  /// A connection, on its own thread. Errors: why it came to nothing; those of a session are told by itself.
+  Status handle(transport::Channel& channel, Lobby::Visit& visit);
+  Status greet(transport::Channel& channel, wire::RecordReader& reader, Lobby::Visit& visit);
+  void run_session(transport::Channel& channel, wire::RecordReader& reader,
+                   const std::shared_ptr<ReceiveSession>& session);
+  Status open_session(transport::Channel& channel, wire::RecordReader& reader, const wire::Hello& hello);
+  Status answer_query(transport::Channel& channel, wire::RecordReader& reader, const wire::Hello& hello);
   std::shared_ptr<ReceiveSession> find(const wire::SessionId& id);
-  void reap_guests(bool all);
   void reap_children();
 
   ReceiveOptions options_;
   transport::Listener listener_;
   std::mutex mutex_;
   std::map<wire::SessionId, std::shared_ptr<ReceiveSession>> sessions_;
-  std::vector<Guest> guests_;
   std::vector<pid_t> children_;     ///< processes that were rebuilt here and run
   std::atomic<bool> done_ = false;  ///< --once: the session has ended
   Status outcome_;
+  Lobby lobby_;  ///< the last member: its threads end before all that they use goes
 };
 
 }  // namespace godwit::migration

@@ -107,7 +107,7 @@ WriteWatch::~WriteWatch() = default;
 Result<std::unique_ptr<WriteWatch>> WriteWatch::begin(pid_t pid, const WatchOptions& options) {
   const TrackerKind kind = TRY(choose_tracker(options.tracker));
   // ORDER: a guardian is forked; the server has a thread.
-  Guardian guardian = TRY(Guardian::start(pid, "", false));
+  Guardian guardian = TRY(Guardian::start(pid, {}));
   auto parts =
       std::make_unique<Parts>(std::move(guardian), TRY(tracee::Process::open(pid)), kind, options.cancelled);
   parts->control.publish([](Statistics& s) { s.state = JobState::kMeasuring; });

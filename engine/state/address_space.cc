@@ -14,6 +14,7 @@
 #include "engine/base/fd.h"
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
+#include "engine/state/foreign_path.h"
 #include "engine/state/memory_objects.h"
 #include "engine/state/process_rooms.h"
 #include "engine/wire/rooms_memory.pb.h"
@@ -64,8 +65,7 @@ Result<int> backing(BuildContext& context, const Vma& vma, bool& opened) {
     return object->second.fd;
   }
   const bool writable = vma.shared && (vma.has_flag("mw") || (vma.prot & PROT_WRITE) != 0);
-  const int fd = ::open(vma.path.c_str(), (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
-  if (fd < 0) return fail_errno("open a mapped file", vma.path);
+  const int fd = TRY(open_foreign_file(vma.path, writable, "open a mapped file")).release();
   opened = true;
   return fd;
 }
@@ -155,6 +155,11 @@ bool is_vdso(const LayoutStep& step) {
 }  // namespace
 
 Status AddressSpace::follow(BuildContext& context, const Layout& next) {
+  for (const Vma& vma : next) {
+    if (!is_movable(vma))
+      return fail(ErrorKind::kCorrupt, "map what cannot be carried", describe(vma),
+                  "no source of this version sends it");
+  }
   const std::vector<LayoutStep> steps = plan_layout(layout_, next);
   if (steps.empty()) {
     layout_ = next;
@@ -371,8 +376,7 @@ bool has_exe(const BuildContext& context, const std::string& path, const Fd& exe
 
 Status finish(BuildContext& context, std::string_view message) {
   const auto state = TRY(parse_message<wire::AddressSpaceState>(kName, message));
-  const Fd exe(::open(state.exe().c_str(), O_RDONLY | O_CLOEXEC));
-  if (!exe.valid()) return fail_errno("open the program file", state.exe());
+  const Fd exe = TRY(open_foreign_file(state.exe(), false, "open the program file"));
   // KERNEL: it cannot be changed while the present one is mapped: EBUSY where a program moves its own like.
   constexpr int kAsItIs = -1;
   return set_mm(context, state, has_exe(context, state.exe(), exe) ? kAsItIs : exe.get());

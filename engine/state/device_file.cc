@@ -7,6 +7,7 @@
 #include <array>
 
 #include "engine/state/descriptor_room_list.h"
+#include "engine/state/foreign_path.h"
 #include "engine/wire/rooms_fds.pb.h"
 
 namespace godwit::state {
@@ -60,6 +61,7 @@ Result<int> prepare(BuildContext&, std::string_view message) {
                 fmt::format("{} ({}:{})", state.path(), state.major(), state.minor()),
                 "only devices without memory are carried over");
   const dev_t device = makedev(state.major(), state.minor());
+  TRY(require_plain_path(state.path(), "open a device of the process"));
   const std::string path = is_device(state.path(), device) ? state.path() : usual;
   if (!is_device(path, device))
     return fail(ErrorKind::kUnsupported, "open a device of the process", path,

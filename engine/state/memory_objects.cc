@@ -15,6 +15,7 @@
 #include <set>
 
 #include "engine/base/files.h"
+#include "engine/state/foreign_path.h"
 
 namespace godwit::state {
 namespace {
@@ -98,8 +99,7 @@ Result<int> create_memfd(const wire::MemoryObject& object) {
 /// Without a name from the beginning, in the directory in which it once had one: it is of that file system.
 Result<int> create_unnamed_file(const wire::MemoryObject& object) {
   const std::string directory = object.name().substr(0, object.name().rfind('/') + 1);
-  if (!directory.starts_with('/'))
-    return fail(ErrorKind::kCorrupt, "make a deleted file", object.name(), "its path is not absolute");
+  TRY(require_plain_path(object.name(), "make a deleted file"));
   const int fd = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (fd < 0) {
     Error error = fail_errno("make a file without a name (O_TMPFILE)", directory);

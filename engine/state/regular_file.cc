@@ -12,6 +12,7 @@
 #include "engine/base/files.h"
 #include "engine/state/descriptor_room_list.h"
 #include "engine/state/descriptors.h"
+#include "engine/state/foreign_path.h"
 #include "engine/state/memory_objects.h"
 #include "engine/wire/rooms_fds.pb.h"
 
@@ -120,7 +121,10 @@ Result<int> prepare(BuildContext& ctx, std::string_view message) {
   if (state.object() != 0)
     return reopen(TRY(descriptor_of(ctx, state.object(), state.path())),
                   static_cast<int>(state.flags()) & kReopenFlags, state.path());
-  const int flags = static_cast<int>(state.flags()) & kOpenFlags;
+  TRY(require_plain_path(state.path(), "open a file of the process"));
+  const bool writes = (state.flags() & O_PATH) == 0 && (state.flags() & O_ACCMODE) != O_RDONLY;
+  // Whoever may make a link on this host could turn the writes of the process elsewhere.
+  const int flags = (static_cast<int>(state.flags()) & kOpenFlags) | (writes ? O_NOFOLLOW : 0);
   struct stat status {};
   // Before the open, which may block on a named pipe or do something on a device.
   const int looked = (flags & O_NOFOLLOW) != 0 ? ::lstat(state.path().c_str(), &status)
@@ -135,6 +139,11 @@ Result<int> prepare(BuildContext& ctx, std::string_view message) {
 }
 
 Status give_owner(int fd, const wire::RegularFileState& state) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) return fail_errno("fstat", state.path());
+  if (status.st_nlink != 0)
+    return fail(ErrorKind::kCorrupt, "give a deleted file its owner", state.path(),
+                "it is a file of this host that has a name");
   if (::fchown(fd, state.uid(), state.gid()) != 0) return fail_errno("fchown", state.path());
   if (::fchmod(fd, state.mode() & 07777) != 0) return fail_errno("fchmod", state.path());
   return {};

@@ -156,6 +156,8 @@ Status check_path(const UnixSocketState& state) {
 /// Once COMMIT is here the name is ours; where both hosts see one file system the file there is the source's.
 Status take_path(int fd, const UnixSocketState& state) {
   const std::string& path = state.name();
+  // Again: it may have come since, and only a socket may be taken away.
+  TRY(check_path(state));
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return fail_errno("unlink", subject(state));
   TRY(bind_name(fd, state));
   if (!state.named_file()) {

@@ -66,7 +66,7 @@ Status Channel::read(std::span<std::byte> bytes) {
 }
 
 /// At least one byte.
-Result<size_t> Channel::receive(std::span<std::byte> into, int flags) {
+Result<size_t> Channel::receive_plain(std::span<std::byte> into, int flags) {
   while (true) {
     const ssize_t n = ::recv(socket_.get(), into.data(), into.size(), flags);
     if (n > 0) {
@@ -77,7 +77,10 @@ Result<size_t> Channel::receive(std::span<std::byte> into, int flags) {
     if (n < 0 && errno == EINTR) continue;
     if (stop_.load()) return fail(ErrorKind::kCancelled, "receiving", peer_name_);
     if (n == 0)
-      return fail(ErrorKind::kPeerGone, "receiving: the other engine closed the connection", peer_name_);
+      return fail(ErrorKind::kPeerGone,
+                  tls_ ? "receiving: the connection was cut: TLS ends it otherwise"
+                       : "receiving: the other engine closed the connection",
+                  peer_name_);
     if (errno == EAGAIN)
       return fail(ErrorKind::kTimeout, "receiving", peer_name_, "nothing came within the time limit");
     return socket_error("receiving", peer_name_);
@@ -99,6 +102,7 @@ bool Channel::is_peer_behind() {
 }
 
 Status Channel::shutdown_write() {
+  if (tls_) TRY(close_sealed());
   if (::shutdown(socket_.get(), SHUT_WR) != 0) return socket_error("shutdown", peer_name_);
   return {};
 }

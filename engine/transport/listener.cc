@@ -9,7 +9,7 @@ namespace godwit::transport {
 
 namespace {
 
-constexpr int kBacklog = 64;  // the channels of a session connect at once
+constexpr int kBacklog = 512;  // the channels of a session connect at once, and strangers beside them
 
 Result<Fd> listen_on(const Endpoint& local) {
   Fd fd(::socket(local.address()->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));

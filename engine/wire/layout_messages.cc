@@ -131,7 +131,7 @@ Abort to_message(const Error& error) {
 }
 
 Error to_error(const Abort& message) {
-  const bool known = message.kind() > 0 && message.kind() <= static_cast<uint32_t>(ErrorKind::kBug);
+  const bool known = message.kind() > 0 && message.kind() <= static_cast<uint32_t>(ErrorKind::kUntrusted);
   Error error =
       fail(known ? static_cast<ErrorKind>(message.kind()) : ErrorKind::kSystem,
            fmt::format("the other engine: {}", message.operation()), message.subject(), message.remedy());

@@ -46,7 +46,7 @@ class MemoryCheckTest : public WpTrackerTest {
     ASSERT_TRUE(reader.start().ok());
     for (auto record = reader.next(); record.ok() && record->type == wire::RecordType::kPageHashes;
          record = reader.next())
-      check_.expect(wire::parse<wire::PageHashes>(record.value()).take());
+      ASSERT_TRUE(check_.expect(wire::parse<wire::PageHashes>(record.value()).take(), layout_).ok());
   }
   std::string compare() {
     const auto installer = uffd::PageInstaller::create(target_.pid());

@@ -131,9 +131,57 @@ class Engine:
         self.close()
 
 
+SECURITY = ("--psk-file", "--tls-ca", "--tls-cert", "--tls-key", "--insecure")
+
+
+class Keys:
+    """A folder of keys and certificates, made by `godwit keygen`, gone with the process."""
+
+    def __init__(self):
+        self._folder = tempfile.TemporaryDirectory(prefix="godwit-keys-")
+        self.folder = pathlib.Path(self._folder.name)
+
+    @staticmethod
+    def keygen(*words):
+        made = subprocess.run([engine(), "keygen", *map(str, words)], env={**os.environ, **environment()}, capture_output=True,
+                              text=True, check=False)
+        if made.returncode:
+            raise Failure(f"keygen {words}: {made.stderr}")
+
+    def psk(self, name="psk"):
+        """Words for both sides."""
+        path = self.folder / name
+        if not path.exists():
+            self.keygen("--psk", path)
+        return ("--psk-file", path)
+
+    def certificates(self, name, ca="ca"):
+        """Words for the host of that name."""
+        folder = self.folder / ca
+        if not (folder / f"{name}.pem").exists():
+            self.keygen("--ca", folder, "--host", name)
+        return ("--tls-ca", folder / "ca.pem", "--tls-cert", folder / f"{name}.pem", "--tls-key", folder / f"{name}.key")
+
+
+_keys = None
+
+
+def security(host, words):
+    """What the engines of a test get: GODWIT_TLS=psk or certificates, else plain TCP; nothing where the test says it
+    itself."""
+    global _keys
+    if any(word in SECURITY for word in words):
+        return ()
+    chosen = os.environ.get("GODWIT_TLS", "")
+    if not chosen:
+        return ("--insecure",)
+    _keys = _keys or Keys()
+    return _keys.psk() if chosen == "psk" else _keys.certificates(host.name.lower())
+
+
 def receive(host, *words, env=None):
     """A receiver that listens. Its `running` event tells the pid of what it got."""
-    receiver = Engine(host, "receive", "--listen", f"{host.address}:{PORT}", "--insecure", *words, env=env)
+    receiver = Engine(host, "receive", "--listen", f"{host.address}:{PORT}", *security(host, words), *words, env=env)
     if receiver.events.until("listening") is None:
         text = receiver.said()
         receiver.close()
@@ -142,7 +190,7 @@ def receive(host, *words, env=None):
 
 
 def migrate(source, pid, destination, *words, env=None):
-    return Engine(source, "migrate", pid, f"{destination.address}:{PORT}", "--insecure", *words, env=env)
+    return Engine(source, "migrate", pid, f"{destination.address}:{PORT}", *security(source, words), *words, env=env)
 
 
 def move(source, destination, pid, *words):
