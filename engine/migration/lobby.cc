@@ -12,6 +12,7 @@ namespace {
 /// Reports a second; the others are counted. Ten thousand strangers must not fill a disk with their names.
 constexpr size_t kReports = 5;
 constexpr const char* kTooSlow = "it did not authenticate in time";
+constexpr const char* kClosed = "this destination ends";
 constexpr const char* kCrowded = "it did not authenticate while many others connected";
 
 }  // namespace
@@ -99,6 +100,10 @@ void Lobby::sweep() {
 }
 
 void Lobby::finish() {
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& visit : visits_) send_away(*visit, kClosed);
+  }
   for (const auto& visit : visits_) {
     if (visit->thread_.joinable()) visit->thread_.join();
   }

@@ -54,7 +54,7 @@ class Lobby {
   void admit(std::unique_ptr<transport::Channel> channel);
   /// Sends away whose time is over, and forgets who has left. Now and then.
   void sweep();
-  /// Waits for all.
+  /// Sends the strangers away and waits for the others.
   void finish();
 
  private:

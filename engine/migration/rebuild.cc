@@ -157,6 +157,11 @@ Status Rebuild::begin(const wire::Inventory& inventory) {
     return fail(ErrorKind::kUnsupported, "rebuild a process tree",
                 fmt::format("{} processes", inventory.tree().nodes_size()),
                 "this version moves single processes");
+  const wire::ProcessNode& node = inventory.tree().nodes(0);
+  const auto wrong = [](int id) { return id <= 0; };
+  if (wrong(node.pid()) || std::any_of(node.tids().begin(), node.tids().end(), wrong))
+    return fail(ErrorKind::kCorrupt, "rebuild a process", "inventory",
+                fmt::format("pid {}, or one of its threads, is no number of a process", node.pid()));
   for (const std::string& address : inventory.moved_addresses()) intent_.moved_addresses.push_back(address);
   thread_ = TRY(tracee::ShellThread::start());
   const bool taken = where_ == PidNamespace::kAuto && any_taken(inventory.tree().nodes(0));

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "engine/base/fault_point.h"
 #include "engine/migration/clock_sync.h"
@@ -14,6 +15,7 @@
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/state/file_facts.h"
+#include "engine/state/foreign_path.h"
 #include "engine/state/host_facts.h"
 #include "engine/wire/layout_messages.h"
 
@@ -194,11 +196,14 @@ Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader&
 
 Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWriter& writer) {
   const auto inventory = TRY(wire::parse<wire::Inventory>(record));
+  if (std::exchange(inventory_came_, true))
+    return fail(ErrorKind::kCorrupt, "take the inventory", record.name(), "it is the second one");
   wire::Findings answer;
   *answer.mutable_facts() = TRY(state::collect_host_facts());
   state::Findings findings = state::compare_hosts(inventory.facts(), answer.facts());
   if (auto found = judge_huge_pages(inventory.huge_pages())) findings.push_back(std::move(*found));
   for (const wire::FileFact& file : inventory.files()) {
+    TRY(state::require_plain_path(file.path(), "compare a file"));
     if (auto found = judge_file(file)) findings.push_back(std::move(*found));
   }
   std::vector<address::ServiceAddress> services;
@@ -299,10 +304,13 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
 
 /// ORDER: announced before the source has let its held packets go, direct ones would overtake them, which TCP
 /// takes for loss. A source that says nothing more has died: then at once.
-void ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reader) {
+Status ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reader) {
   (void)channel.set_read_timeout(std::chrono::seconds(5));
-  (void)reader.next();
+  auto last = reader.next();
   if (addresses_) (void)addresses_->announce();
+  if (!last.ok() || last->type == RecordType::kEnd) return {};
+  return fail(ErrorKind::kCorrupt, "end a session", last->name(),
+              "the process runs already; only the end of the stream may come");
 }
 
 // ---- further channels

@@ -40,8 +40,8 @@ class ReceiveSession {
   Status join(transport::Channel& channel, wire::RecordReader& reader, uint16_t index);
 
   /// After a run that succeeded: waits for the source's last word, then tells the network where the addresses
-  /// are.
-  void part(transport::Channel& channel, wire::RecordReader& reader);
+  /// are. Errors: Corrupt when that word is another than the end; nothing comes of it.
+  Status part(transport::Channel& channel, wire::RecordReader& reader);
 
   /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
   /// yet can not be committed after it.
@@ -84,6 +84,7 @@ class ReceiveSession {
   Hooks hooks_;
   Rebuild rebuild_;
   std::optional<address::AddressMoveDestination> addresses_;
+  bool inventory_came_ = false;
   bool had_inventory_ = false;
 
   std::mutex mutex_;

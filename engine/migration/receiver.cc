@@ -162,11 +162,8 @@ Status Receiver::open_session(transport::Channel& channel, wire::RecordReader& r
 void Receiver::run_session(transport::Channel& channel, wire::RecordReader& reader,
                            const std::shared_ptr<ReceiveSession>& session) {
   Status ended = session->run(channel, reader);
-  if (ended.ok()) {
-    session->part(channel, reader);
-  } else if (options_.on_failed) {
-    options_.on_failed(ended.error());
-  }
+  const Status told = ended.ok() ? session->part(channel, reader) : ended.error();
+  if (!told.ok() && options_.on_failed) options_.on_failed(told.error());
   const bool counts = ended.ok() || session->had_inventory();
   const std::lock_guard lock(mutex_);
   if (ended.ok()) children_.insert(children_.end(), session->children().begin(), session->children().end());

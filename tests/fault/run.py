@@ -20,6 +20,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import malformed  # noqa: E402
 import proxied  # noqa: E402
+import strangers  # noqa: E402
 from godwit import (PATIENCE, PORT, Engine, Failure, Hosts, Program, Tap, await_empty, difference, footprint,  # noqa: E402
                     migrate, receive, state_of, sweep)
 
@@ -411,6 +412,9 @@ PARTS = {
     "malformed-images-1": lambda tap: malformed.run(tap, 1, 2),
     "points": points,
     "malformed-guests": proxied.run_guests,
+    "strangers-crowds": strangers.run_crowds,
+    "strangers-on-their-way": strangers.run_on_their_way,
+    "strangers": strangers.run,
 }
 
 
