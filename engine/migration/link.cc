@@ -15,11 +15,15 @@ namespace {
 constexpr Nanos kQuestionTimeout = std::chrono::seconds(5);
 /// A few fill any link; each more makes the barriers dearer.
 constexpr size_t kMostChannels = 4;
+constexpr int kAttempts = 6;
+constexpr Nanos kPause = std::chrono::milliseconds(100);  ///< before the second attempt; then longer
 
 /// Connected, and authenticated if there are credentials.
 Result<std::unique_ptr<transport::Channel>> open_channel(const transport::HostPort& where,
-                                                         const LinkOptions& options, Nanos timeout) {
+                                                         const LinkOptions& options, Nanos timeout,
+                                                         bool& reached) {
   auto channel = TRY(transport::connect(where, timeout));
+  reached = true;
   TRY(require_secure(channel->peer(), options.credentials != nullptr, options.insecure));
   if (options.credentials) TRY(channel->start_tls(options.credentials, transport::TlsRole::kClient, timeout));
   return channel;
@@ -66,14 +70,28 @@ wire::Hello make_hello(const wire::SessionId& session, wire::Role role, size_t c
   return hello;
 }
 
+/// A destination that many strangers crowd may lose us among them, before it knows who we are.
 Result<std::unique_ptr<Link>> Link::connect(const LinkOptions& options) {
+  for (int attempt = 1;; ++attempt) {
+    bool reached = false;
+    auto link = connect_once(options, reached);
+    const bool lost =
+        !link.ok() && reached && options.credentials && link.error().kind == ErrorKind::kPeerGone;
+    if (!lost || attempt == kAttempts) return link;
+    const timespec pause = to_timespec(kPause * attempt);
+    ::nanosleep(&pause, nullptr);
+  }
+}
+
+/// `reached`: the destination accepted a connection.
+Result<std::unique_ptr<Link>> Link::connect_once(const LinkOptions& options, bool& reached) {
   const auto where = TRY(transport::parse_host_port(options.destination));
   std::unique_ptr<Link> link(new Link());
   link->session_ = TRY(wire::new_session_id());
   const size_t count = options.channels == 0 ? choose_channels() : options.channels;
   std::vector<std::unique_ptr<transport::Channel>> channels;
   for (size_t i = 0; i < count; ++i)
-    channels.push_back(TRY(open_channel(where, options, options.connect_timeout)));
+    channels.push_back(TRY(open_channel(where, options, options.connect_timeout, reached)));
   link->channels_ = std::make_unique<transport::ChannelSet>(std::move(channels));
   link->channels_->set_bandwidth(options.bandwidth);
   for (size_t i = 0; i < count; ++i) TRY(link->greet(i, options));
@@ -148,7 +166,8 @@ std::string Link::peer_address() const {
 Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire::SessionId& session,
                                          const QueryKey& key) {
   const auto where = TRY(transport::parse_host_port(options.destination));
-  const auto channel = TRY(open_channel(where, options, std::chrono::seconds(2)));
+  bool reached = false;
+  const auto channel = TRY(open_channel(where, options, std::chrono::seconds(2), reached));
   TRY(channel->set_read_timeout(std::min(kQuestionTimeout, options.dead_after)));
   wire::StreamHeader header;
   header.session = session;

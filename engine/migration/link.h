@@ -54,6 +54,7 @@ class Link {
     std::unique_ptr<wire::RecordReader> reader;
   };
   Link() = default;
+  static Result<std::unique_ptr<Link>> connect_once(const LinkOptions& options, bool& reached);
   Status greet(size_t index, const LinkOptions& options);
 
   wire::SessionId session_{};

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <string_view>
 
 #include "engine/base/log.h"
 
@@ -36,6 +38,7 @@ void Lobby::admit(std::unique_ptr<transport::Channel> channel) {
   make_room();
   auto visit = std::make_unique<Visit>(*this);
   visit->channel_ = channel.get();
+  visit->address_ = channel->peer_name().substr(0, channel->peer_name().rfind(':'));
   Visit& entered = *visit;
   {
     const std::lock_guard lock(mutex_);
@@ -65,18 +68,32 @@ void Lobby::send_away(Visit& visit, const char* why) {
   visit.channel_->cancel();
 }
 
+Lobby::Visit* Lobby::find_one_to_send_away() {
+  std::map<std::string_view, size_t> of_address;
+  size_t strangers = 0;
+  for (const auto& visit : visits_) {
+    if (visit->known_) continue;
+    ++strangers;
+    ++of_address[visit->address_];
+  }
+  if (strangers < limits_.strangers) return nullptr;
+  const auto crowd = std::max_element(of_address.begin(), of_address.end(),
+                                      [](const auto& a, const auto& b) { return a.second < b.second; });
+  return std::find_if(visits_.begin(), visits_.end(),
+                      [&](const auto& visit) { return !visit->known_ && visit->address_ == crowd->first; })
+      ->get();
+}
+
 /// INVARIANT: never more strangers' threads than the limit; a cancelled one ends at once.
 void Lobby::make_room() {
   sweep();
   std::thread* leaving = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    const auto stranger = [](const auto& visit) { return !visit->known_; };
-    if (static_cast<size_t>(std::count_if(visits_.begin(), visits_.end(), stranger)) < limits_.strangers)
-      return;
-    Visit& oldest = **std::find_if(visits_.begin(), visits_.end(), stranger);
-    send_away(oldest, kCrowded);
-    leaving = &oldest.thread_;
+    Visit* visit = find_one_to_send_away();
+    if (visit == nullptr) return;
+    send_away(*visit, kCrowded);
+    leaving = &visit->thread_;
   }
   leaving->join();
   sweep();

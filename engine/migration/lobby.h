@@ -1,13 +1,14 @@
 // The connections of a receiver, a thread each, and the limits on those whose peer is not known yet: so many
-// at once, so long each. Whoever is full of them lets the oldest go, so that one that hurries gets through
-// while others dawdle. Place: between listener and receiver. One thread admits; the rest is for the
-// connections' own threads.
+// at once, so long each. When there are too many, the oldest goes of the address that has most, so that one
+// that hurries, or comes from elsewhere, gets through while others dawdle. Place: between listener and
+// receiver. One thread admits; the rest is for the connections' own threads.
 #pragma once
 
 #include <atomic>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -35,6 +36,7 @@ class Lobby {
     friend class Lobby;
     Lobby& lobby_;
     Nanos arrived_ = monotonic_now();
+    std::string address_;                    ///< of the peer, without its port
     transport::Channel* channel_ = nullptr;  ///< with lobby_.mutex_; null once it is over
     bool known_ = false;                     ///< with lobby_.mutex_
     const char* sent_away_ = nullptr;        ///< why; with lobby_.mutex_
@@ -61,6 +63,7 @@ class Lobby {
   void live(Visit& visit, transport::Channel& channel);
   void send_away(Visit& visit, const char* why);  ///< with the lock
   void make_room();
+  Visit* find_one_to_send_away();  ///< with the lock; null: there is room
   void tell(Error error);
 
   const Host host_;

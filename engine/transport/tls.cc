@@ -330,7 +330,7 @@ Status Tls::seal(std::span<const std::byte> plain, std::vector<std::byte>& out) 
   Status sealed = renew_keys();
   size_t written = 0;
   if (sealed.ok() && !plain.empty() && SSL_write_ex(ssl_.get(), plain.data(), plain.size(), &written) != 1)
-    sealed = explain("encrypt");
+    sealed = broken_ ? *broken_ : explain("encrypt");  // what open() met ends both directions
   outgoing_.swap(out);
   sealed_ += written;
   return sealed;

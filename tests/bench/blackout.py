@@ -7,7 +7,7 @@ import json
 import time
 
 from bench_record import markdown, progress, spread, told
-from godwit import Failure, Hosts, Program
+from godwit import Failure, Hosts, Program, secured
 from latency import delayed
 
 
@@ -18,6 +18,7 @@ class Load:
     dirty: int = 0          # MiB/s, pages rewritten
     hot: int = 0            # pages, each rewritten every 2 ms
     held: int = 0           # MiB of a memfd that it never maps
+    tls: str = ""           # "psk" or "certificates"
     rtt_ms: float = 0       # added to the hosts' link
     named_only: bool = False
 
@@ -35,6 +36,9 @@ LOADS = [
     Load("1 GiB, 200 MiB/s", 1024, dirty=200),
     Load("1 GiB, 1000 hot pages", 1024, hot=1000),
     Load("64 MiB, 1 ms round trip", 64, rtt_ms=1),
+    Load("64 MiB, TLS", 64, tls="psk"),
+    Load("1 GiB, TLS", 1024, tls="psk"),
+    Load("1 GiB, 1000 hot pages, TLS", 1024, hot=1000, tls="psk"),
 ]
 SETTLE = 3  # seconds: what the last move freed goes back to the host of this virtual machine
 PARTS = ("freeze", "scan", "pages", "state", "commit", "resume")
@@ -101,7 +105,7 @@ def run(arguments):
     with Hosts("A", "B") as hosts:
         for load in chosen(arguments):
             try:
-                with delayed(hosts, load.rtt_ms):
+                with delayed(hosts, load.rtt_ms), secured(load.tls):
                     results.append(measure(hosts, load, 3 if arguments.quick else arguments.runs))
                 progress(f"blackout {load.name}: {told(results[-1]['pause_ms'])} ms")
             except Failure as failure:

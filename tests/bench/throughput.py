@@ -1,12 +1,12 @@
 """Bench `throughput`: pre-copy of 1 GiB between two hosts while the program runs, over one and more channels, against raw
-TCP over the same wire in the same run, in turn.
+TCP over the same wire in the same run, in turn; and encrypted, with --tls psk,certificates.
 
 A virtual machine's host may take free pages away; then the first touch of each costs ten times as much, or nothing, by
 chance. So before each measurement as much memory as it needs is touched and given back; --cold leaves that out."""
 import subprocess
 
 from bench_record import markdown, progress, spread, told
-from godwit import BUILD, Failure, Hosts, Program, move
+from godwit import BUILD, Failure, Hosts, Program, move, secured
 
 
 def warm(mib):
@@ -28,12 +28,15 @@ def raw_tcp(hosts, mib, *keep):
         sink.close()
 
 
-def precopy(hosts, mib, channels, prepare):
-    """GB/s of the first round: every page of a program that holds that much and runs on meanwhile. Whole pages."""
+def precopy(hosts, mib, how, prepare):
+    """GB/s of the first round: every page of a program that holds that much and runs on meanwhile. Whole pages. `how`:
+    channels, and "psk" or "certificates" behind them for TLS."""
+    channels, _, tls = how.partition(" ")
     a, b = hosts["A"], hosts["B"]
     with Program(a, "heartbeat", [str(mib), "0"]) as moved:
         prepare(mib)
-        completed, _ = move(a, b, moved.pid, "--channels", str(channels), "--compress", "none")
+        with secured(tls):
+            completed, _ = move(a, b, moved.pid, "--channels", channels, "--compress", "none")
         moved.host = b
         moved.check()
     first = completed["rounds"][0]
@@ -45,6 +48,7 @@ def add_options(parser):
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--channels", default="1,2,4,auto")
+    parser.add_argument("--tls", default="psk", help="psk, certificates, both with a comma, or nothing")
     parser.add_argument("--cold", action="store_true", default=False)
 
 
@@ -52,7 +56,8 @@ def run(arguments):
     if arguments.quick:
         arguments.runs, arguments.mib = 3, 256
     raw, kept = [], []
-    rounds = {channels: [] for channels in arguments.channels.split(",")}
+    plain = arguments.channels.split(",")
+    rounds = {how: [] for channels in plain for how in [channels] + [f"{channels} {tls}" for tls in arguments.tls.split(",") if tls]}
     prepare = (lambda mib: None) if arguments.cold else warm
     with Hosts("A", "B") as hosts:
         for _ in range(arguments.runs):
@@ -72,6 +77,7 @@ def table(result):
     rows = [["raw TCP, thrown away", told(spread(raw)), "1", ""], ["raw TCP, kept in fresh memory", told(spread(kept)), "", "1"]]
     for channels, done in result["precopy"].items():
         speeds = [one["gb_per_s"] for one in done]
-        rows.append([f"pre-copy, --channels {channels}", told(spread(speeds)),
+        name, _, tls = channels.partition(" ")
+        rows.append([f"pre-copy, --channels {name}" + (f", TLS ({tls})" if tls else ""), told(spread(speeds)),
                      *(told(spread([speed / base for speed, base in zip(speeds, yardstick)])) for yardstick in (raw, kept))])
     return f"{result['mib']} MiB; ratios are of the same turn\n\n" + markdown(["", "GB/s", "of raw TCP", "of raw TCP into fresh memory"], rows)

@@ -15,7 +15,7 @@ sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
 import apps  # noqa: E402
 import control  # noqa: E402
 from godwit import (BUILD, PATIENCE, POOL, PORT, Engine, Failure, Host, Hosts, HugePages, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
-                    receive, state_of, sweep, stand)
+                    receive, secured, state_of, sweep, stand)
 import installed  # noqa: E402
 from torture import plan_torture  # noqa: E402
 
@@ -40,6 +40,29 @@ def there_and_back(a, b, name, words, more=()):
                 raise Failure(f"pid {moved.pid} on {destination.name}, was {pid}")
             moved.check()
             await_empty(a if destination is b else b)
+
+
+def encrypted(a, b, name, words):
+    """By a key over three channels, and back by certificates, compressed; deltas both ways."""
+    with Program(a, name, words) as moved:
+        for destination, tls, options in ((b, "psk", ("--channels", "3")), (a, "certificates", ("--compress", "lz4", "--verify"))):
+            with secured(tls):
+                completed = moved.move_to(destination, *options)
+            if "--channels" in options and completed["channels"] != 3:
+                raise Failure(f"three channels were asked for: {completed['channels']}")
+            moved.check()
+            await_empty(a if destination is b else b)
+
+
+def encrypted_deltas(a, b):
+    """Pages that are written again and again travel as deltas, encrypted like any others."""
+    with Program(a, "heartbeat", ["64", "0", "20000"]) as moved, secured("psk"):
+        completed = moved.move_to(b, "--channels", "2", "--compress", "none", "--downtime-limit", "5", "--max-rounds", "30", "--on-timeout",
+                                  "force")
+        moved.check()
+        if not completed["pages"]["xbzrle"]:
+            raise Failure(f"no deltas: {completed['pages']}")
+        return f"{completed['pages']['xbzrle']} deltas"
 
 
 def restore(host, image, moved):
@@ -338,6 +361,8 @@ def plan_program(plan, entry):
             title = f"{name}/{chosen[0]}" if chosen != words else name
             plan.test(f"{title} checkpoint", checkpoint, name, chosen, **{**more, "skew": False})
             plan.test(f"{title} checkpoint --leave-running", leave_running, name, chosen, **{**more, "skew": False})
+    if "tls" in modes:
+        plan.test(f"{name} tls", encrypted, name, words, **more)
     if "many-moves" in modes:
         moves = int(os.environ.get("GODWIT_MOVES", entry["moves"]))
         plan.test(f"{name} {moves} moves", many_moves, name, words, moves, **more)
@@ -361,6 +386,7 @@ def main(words):
         plan.test("hugetlb/emptied before the freeze uffd-sync", emptied_before_the_freeze, SYNC, huge_pages=12)
         plan.test("hugetlb/anon too few huge pages", too_few_huge_pages, huge_pages=5)
         plan.test("heartbeat guided rounds", guided_rounds)
+        plan.test("heartbeat tls deltas", encrypted_deltas)
         for words_of in cases["example"]["run"]:
             plan.test(f"example/{' '.join(words_of)}", example, words_of)
         plan_compressed(plan)
@@ -383,6 +409,9 @@ def main(words):
         plan.tap.run(f"{name} checkpoint", apps.checkpoint_app, entry["name"])
         if "uffd-sync" in entry.get("modes", []):
             plan.tap.run(f"{name} under load uffd-sync", apps.move_under_load, entry["name"], SYNC)
+        if "tls" in entry.get("modes", []):
+            with secured("psk"):
+                plan.tap.run(f"{name} under load tls", apps.move_under_load, entry["name"])
     return plan.tap.finish()
 
 

@@ -35,7 +35,8 @@ class Scene:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            hosts = stack.enter_context(Hosts("A", "B"))
+            hosts = stack.enter_context(Hosts("A", "B", "C"))
+            self.c = hosts["C"]  # where strangers come from
             self.a, self.b = hosts["A"], hosts["B"]
             self.receiver = stack.enter_context(receive(self.b, *self.words(self.keys), *IMPATIENT))
             self.victim = stack.enter_context(Program(self.a, "memory", ["anon"]))
@@ -267,7 +268,9 @@ def on_their_way():
 
 CROWD = """import select, socket, sys, time
 where, what, count = (sys.argv[1], int(sys.argv[2])), sys.argv[3], int(sys.argv[4])
-crowd, opened = [], 0
+# The beginning of a handshake that is long enough to never end, byte by byte.
+HELLO = bytes.fromhex("1603014000" "01003ffc" "0303") + bytes(16000)
+crowd, opened, sent = [], 0, {}
 end = time.monotonic() + float(sys.argv[5])
 print("ready", flush=True)
 while time.monotonic() < end:
@@ -277,9 +280,11 @@ while time.monotonic() < end:
         s.connect_ex(where)
         crowd.append(s)
         opened += 1
-    for s in select.select([], crowd, [], 0.05)[1]:
+    time.sleep(0.02)
+    for s in select.select([], crowd, [], 0)[1]:
         try:
-            s.send(b"\\x16" if what == "drip" else b"")
+            if what == "drip":
+                sent[s] = sent.get(s, 0) + s.send(HELLO[sent.get(s, 0):][:1])
         except OSError:
             pass
     for s in select.select(crowd, [], [], 0)[0]:
@@ -289,6 +294,7 @@ while time.monotonic() < end:
             gone = True
         if gone:
             crowd.remove(s)
+            sent.pop(s, None)
             s.close()
     if opened == count and what == "silent" and not crowd:
         break
@@ -309,7 +315,7 @@ def crowd(what, count, seconds):
         scene.passes(*words)
         outer = scene.receiver.process.outer
         before, most, threads, moved = resident(outer)[0], 0, 0, 0
-        guests = scene.a.popen(["/usr/bin/python3", "-I", "-c", CROWD, scene.b.address, str(PORT), what, str(count), str(seconds)],
+        guests = scene.c.popen(["/usr/bin/python3", "-I", "-c", CROWD, scene.b.address, str(PORT), what, str(count), str(seconds)],
                                stdout=subprocess.PIPE)
         try:
             guests.stdout.read(6)

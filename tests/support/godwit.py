@@ -1,5 +1,6 @@
 #!/usr/bin/python3
 """The engine and the programs it moves, as the tests see them: start them on a host, talk to them, read what they say."""
+import contextlib
 import json
 import os
 import pathlib
@@ -177,6 +178,17 @@ def security(host, words):
         return ("--insecure",)
     _keys = _keys or Keys()
     return _keys.psk() if chosen == "psk" else _keys.certificates(host.name.lower())
+
+
+@contextlib.contextmanager
+def secured(how):
+    """Engines within: "psk", "certificates", or "" for plain TCP."""
+    before = os.environ.get("GODWIT_TLS", "")
+    os.environ["GODWIT_TLS"] = how
+    try:
+        yield
+    finally:
+        os.environ["GODWIT_TLS"] = before
 
 
 def receive(host, *words, env=None):
