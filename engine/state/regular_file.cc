@@ -116,15 +116,26 @@ std::string identity(std::string_view message) {
   return fmt::format("{}:{}", state.value().device(), state.value().inode());
 }
 
+/// Whoever may make a link on this host could turn the writes of the process elsewhere. The flag that keeps
+/// from following one would stay with the file, so it is found first, and then opened.
+Result<int> open_to_write(const std::string& path, int flags) {
+  const Fd found(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  struct stat status {};
+  if (!found.valid() || ::fstat(found.get(), &status) != 0)
+    return fail_errno("open a file of the process", path);
+  if (S_ISLNK(status.st_mode))
+    return fail(ErrorKind::kUnsupported, "open a file of the process to write", path,
+                "it is a symbolic link on this host, and is not written through: put the file itself there");
+  return reopen(found.get(), flags | O_NOCTTY, path);
+}
+
 Result<int> prepare(BuildContext& ctx, std::string_view message) {
   const auto state = TRY(parse_message<wire::RegularFileState>(kRoom, message));
   if (state.object() != 0)
     return reopen(TRY(descriptor_of(ctx, state.object(), state.path())),
                   static_cast<int>(state.flags()) & kReopenFlags, state.path());
   TRY(require_plain_path(state.path(), "open a file of the process"));
-  const bool writes = (state.flags() & O_PATH) == 0 && (state.flags() & O_ACCMODE) != O_RDONLY;
-  // Whoever may make a link on this host could turn the writes of the process elsewhere.
-  const int flags = (static_cast<int>(state.flags()) & kOpenFlags) | (writes ? O_NOFOLLOW : 0);
+  const int flags = static_cast<int>(state.flags()) & kOpenFlags;
   struct stat status {};
   // Before the open, which may block on a named pipe or do something on a device.
   const int looked = (flags & O_NOFOLLOW) != 0 ? ::lstat(state.path().c_str(), &status)
@@ -133,6 +144,8 @@ Result<int> prepare(BuildContext& ctx, std::string_view message) {
   if ((status.st_mode & S_IFMT) != (state.mode() & S_IFMT))
     return fail(ErrorKind::kUnsupported, "open a file of the process", state.path(),
                 "it is something else on this host: make both hosts see the same file");
+  const bool writes = (flags & O_PATH) == 0 && (flags & O_ACCMODE) != O_RDONLY;
+  if (writes && (flags & O_NOFOLLOW) == 0) return open_to_write(state.path(), flags);
   const int fd = ::open(state.path().c_str(), flags | O_CLOEXEC | O_NOCTTY);
   if (fd < 0) return fail_errno("open a file of the process", state.path());
   return fd;

@@ -310,6 +310,19 @@ TEST_F(MaliciousSource, OpensFilesByOddPaths) {
               HasSubstr("not absolute"));
 }
 
+TEST_F(MaliciousSource, OpensASymbolicLinkToWrite) {
+  const std::string link = keys_.path("link");
+  std::ofstream(keys_.path("victim")) << "mine";
+  std::filesystem::create_symlink(keys_.path("victim"), link);
+  wire::RegularFileState file;
+  file.set_path(link);
+  file.set_mode(S_IFREG | 0600);
+  file.set_flags(O_RDWR);
+  file.set_size(4);
+  EXPECT_THAT(refusal_of(RecordType::kState, room("descriptors", table_with(file))),
+              HasSubstr("symbolic link"));
+}
+
 /// Prepared under its name, finished as if it had none: its owner would be whom the source likes.
 TEST_F(MaliciousSource, GivesAFileOfThisHostAnotherOwner) {
   const std::string victim = keys_.path("victim");
