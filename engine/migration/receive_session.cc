@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "engine/base/fault_point.h"
+#include "engine/base/realtime.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/dead_commits.h"
 #include "engine/migration/huge_pages.h"
@@ -147,8 +148,10 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
 
 Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader& reader,
                                 wire::RecordWriter& writer) {
+  std::optional<RealtimeBoost> boost;
   for (;;) {
     const wire::Record record = TRY(reader.next());
+    boost_if(rebuild_.is_urgent(), boost);
     switch (record.type) {
       case RecordType::kClockPing:
         TRY(writer.write_message(RecordType::kClockPong,
@@ -315,8 +318,10 @@ Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& rea
 }
 
 Status ReceiveSession::serve_lane(wire::RecordReader& reader, size_t lane) {
+  std::optional<RealtimeBoost> boost;
   for (;;) {
     const wire::Record record = TRY(reader.next());
+    boost_if(rebuild_.is_urgent(), boost);
     switch (record.type) {
       case RecordType::kPages:
       case RecordType::kObjectPages:
