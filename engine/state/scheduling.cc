@@ -8,12 +8,15 @@
 
 #include <cstring>
 
+#include "engine/base/files.h"
 #include "engine/state/process_rooms.h"
 
 namespace godwit::state {
 namespace {
 
 constexpr int kIoPriorityOfProcess = 1;  // IOPRIO_WHO_PROCESS, linux/ioprio.h
+
+constexpr uint64_t kResetOnFork = 1;  // SCHED_FLAG_RESET_ON_FORK, linux/sched.h
 
 /// linux/sched/types.h, SCHED_ATTR_SIZE_VER1.
 struct SchedAttr {
@@ -30,6 +33,10 @@ Result<SchedAttr> read_attr(pid_t tid) {
   if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) != 0)
     return fail_errno("sched_getattr", fmt::format("tid {}", tid));
   return attr;
+}
+
+bool is_fair(uint32_t policy) {
+  return policy == SCHED_OTHER || policy == SCHED_BATCH || policy == SCHED_IDLE;
 }
 
 /// KERNEL: since 6.12 `runtime` is the slice of an ordinary thread, and setting it, even to what everybody
@@ -63,26 +70,33 @@ Status build_scheduling(const tracee::Shell& shell, const wire::ThreadState& sta
   const auto is = read_attr(tid);
   if (is.ok() && std::memcmp(&is.value(), &wanted, sizeof wanted) == 0) return {};
   static const uint64_t usual = usual_slice();
-  if (wanted.policy == SCHED_OTHER && wanted.runtime == usual) wanted.runtime = 0;
+  const bool fair = is_fair(wanted.policy);
+  if (fair && wanted.runtime == usual) wanted.runtime = 0;
   if (::syscall(SYS_sched_setattr, tid, &wanted, 0) != 0)
     return fail_errno("sched_setattr", fmt::format("tid {}", state.tid()));
+  // KERNEL: a real-time thread has no timer slack, and coming back it gets the one that it began with
+  // (__setscheduler_params).
+  if (fair && is.ok() && !is_fair(is.value().policy))
+    return write_file(fmt::format("/proc/{}/timerslack_ns", tid), std::to_string(state.timer_slack()));
   return {};
 }
 
-/// KERNEL: a real-time policy would be quicker still, but takes the timer slack of a thread away, for good
-/// (__setscheduler_params). A slice that is shorter than that of the others lets it run as soon as it wakes.
+/// KERNEL: nice values do not help on a processor that a real-time thread holds, such as the source's engine
+/// where both are one host; and the scheduler is slow to move the thread to another.
 void hurry(const tracee::Shell& shell, pid_t inner_tid) {
-  constexpr int kLeastNice = -20;
-  constexpr uint64_t kShortestSlice = 100'000;  // ns; the kernel takes no shorter one
+  SchedAttr attr{};
+  attr.size = sizeof attr;
+  attr.policy = SCHED_FIFO;
+  attr.flags = kResetOnFork;
+  attr.priority = 1;
+  (void)::syscall(SYS_sched_setattr, shell.outer_tid(inner_tid), &attr, 0);
+}
+
+void calm(const tracee::Shell& shell, pid_t inner_tid) {
   SchedAttr attr{};
   attr.size = sizeof attr;
   attr.policy = SCHED_OTHER;
-  attr.nice = kLeastNice;
-  attr.runtime = kShortestSlice;
-  const pid_t tid = shell.outer_tid(inner_tid);
-  // Before 6.12 a slice is an error.
-  if (::syscall(SYS_sched_setattr, tid, &attr, 0) != 0)
-    (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), kLeastNice);
+  (void)::syscall(SYS_sched_setattr, shell.outer_tid(inner_tid), &attr, 0);
 }
 
 void hurry_all(const tracee::Shell& shell) {

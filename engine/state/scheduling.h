@@ -17,9 +17,11 @@ Status capture_scheduling(pid_t tid, wire::ThreadState& state);
 /// Denied, System.
 Status build_scheduling(const tracee::Shell& shell, const wire::ThreadState& state);
 
-/// Until build_scheduling(), what is left to do in the threads of `shell` is done before other ordinary work
-/// of this host. Without the privilege nothing happens.
+/// Until build_scheduling(), what is left to do in the threads of `shell` is done before the ordinary work of
+/// this host. Without the privilege nothing happens.
 void hurry(const tracee::Shell& shell, pid_t inner_tid);
 void hurry_all(const tracee::Shell& shell);
+/// As it was before. A thread takes over what its maker has, so makers are calm.
+void calm(const tracee::Shell& shell, pid_t inner_tid);
 
 }  // namespace godwit::state

@@ -125,7 +125,9 @@ Status match_threads(BuildContext& context, const wire::ThreadsState& state) {
     if (wanted.count(tid) == 0 && tid != context.pid) TRY(context.shell.end_thread(tid));
   }
   for (const pid_t tid : wanted) {
-    if (std::find(there.begin(), there.end(), tid) == there.end()) TRY(context.shell.create_thread(tid));
+    if (std::find(there.begin(), there.end(), tid) != there.end()) continue;
+    calm(context.shell, context.pid);
+    TRY(context.shell.create_thread(tid));
   }
   return {};
 }
