@@ -41,6 +41,8 @@ Program<write_log_bpf> load(pid_t pid) {
   });
 }
 
+constexpr size_t kWorthSorting = 16384;  ///< addresses: half a millisecond
+
 uint64_t load_shared(const __u64& value) {
   return __atomic_load_n(&value, __ATOMIC_ACQUIRE);
 }
@@ -91,10 +93,11 @@ struct FaultLog::Loaded {
   Program<write_log_bpf> program{nullptr, nullptr};
   std::vector<Link> links;
   Mapping ring;
-  bool watching = false;  ///< for what is no fault, too
-  uint64_t told = 0;      ///< up to here by heard()
-  uint64_t head = 0, misses = 0;
-  std::array<uint64_t, GODWIT_TRIPS> trips{};  ///< at the mark
+  bool watching = false;          ///< for what is no fault, too
+  uint64_t told = 0;              ///< up to here by heard()
+  uint64_t head = 0, misses = 0;  ///< at the mark
+  std::array<uint64_t, GODWIT_TRIPS> trips{};
+  std::vector<uint64_t> under_way;  ///< faults that were, or that had just ended
 
   Status learn();
   Status attach(bpf_program* which);
@@ -215,8 +218,10 @@ Status FaultLog::mark() {
   TRY(all.watch());
   all.misses = TRY(all.count_misses());
   for (size_t i = 0; i < all.trips.size(); ++i) all.trips[i] = load_shared(all.program->bss->trips[i]);
+  // ORDER: the head, then the last faults: one that is under way now is in them, or behind the head.
   all.head = load_shared(all.program->bss->head);
-  return {};
+  all.under_way.clear();
+  return all.read_last(all.under_way);
 }
 
 Result<WrittenSince> FaultLog::since_mark() {
@@ -226,9 +231,11 @@ Result<WrittenSince> FaultLog::since_mark() {
   if (written.blind.empty()) written.blind = TRY(all.why_blind());
   if (!written.blind.empty()) return written;
   std::vector<uint64_t> entries = all.entries_between(all.head, load_shared(all.program->bss->head));
-  // A fault that was heard before the mark may have been served after it; then it is the last of its thread.
-  TRY(all.read_last(entries));
+  // A fault that was heard before the mark may have been served after it, behind the collect. It was the last
+  // of its thread then, and need not be any more.
+  entries.insert(entries.end(), all.under_way.begin(), all.under_way.end());
   written.around = huge_pages_around(entries);
+  if (entries.size() <= kWorthSorting) written.pages = pages_of(std::move(entries));
   return written;
 }
 

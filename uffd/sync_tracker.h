@@ -39,6 +39,7 @@ class SyncTracker final : public DirtyTracker {
   Status unmark(AddressRange range) override;
   Result<PageRuns> survey(AddressRange range) override;
   Result<PageRuns> last_pass(AddressRange range) override;
+  Result<bool> has_huge_pages(AddressRange) override { return true; }
   void fault_on_each(bool each) override { handler_->open_ahead(!each); }
   void release() override;
 

@@ -142,6 +142,13 @@ Result<PageRuns> WpTracker::last_pass(AddressRange range) {
   return merge_runs(to_runs(regions_), owed_.in(range));
 }
 
+Result<bool> WpTracker::has_huge_pages(AddressRange range) {
+  regions_.clear();
+  TRY(scan(range, {0, uapi::kPageIsHuge, 0, uapi::kPageIsHuge}));
+  TRY(uffd_.check_alive());
+  return !regions_.empty();
+}
+
 /// KERNEL: in a mapping of a file, or of hugetlbfs, a discarded page that was write-protected leaves a marker
 /// behind, which the scan reports as swapped. Taken for a page, it would hide the discard and old contents
 /// would show through. (pagemap shows a marker of hugetlbfs as a mark on nothing.)

@@ -49,6 +49,8 @@ class WpTracker : public DirtyTracker {
   /// pages count as written.
   Result<PageRuns> last_pass(AddressRange range) override;
 
+  Result<bool> has_huge_pages(AddressRange range) override;
+
   void fault_on_each(bool) override {}  // they always do
 
   /// Stops tracking area by area, so that a running target does not wait for all of it at once; afterwards

@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "engine/base/fd.h"
+#include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/base/units.h"
 
@@ -139,6 +141,23 @@ KernelFeatures probe() {
 const KernelFeatures& kernel_features() {
   static const KernelFeatures features = probe();
   return features;
+}
+
+bool makes_huge_pages_unasked() {
+  const std::filesystem::path settings = "/sys/kernel/mm/transparent_hugepage";
+  const auto always = [](const std::filesystem::path& file) {
+    const auto text = read_file(file);
+    return !text.ok() || text.value().find("[always]") != std::string::npos;
+  };
+  std::error_code error;
+  // A kernel without huge pages has none of this.
+  if (!std::filesystem::exists(settings, error)) return bool(error);
+  if (always(settings / "enabled")) return true;
+  for (const auto& size : std::filesystem::directory_iterator(settings, error)) {
+    const auto enabled = size.path() / "enabled";
+    if (std::filesystem::exists(enabled) && always(enabled)) return true;
+  }
+  return bool(error);
 }
 
 std::vector<KernelFeature> KernelFeatures::list() const {

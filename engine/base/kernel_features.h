@@ -35,6 +35,10 @@ struct KernelFeatures {
   [[nodiscard]] std::vector<KernelFeature> list() const;
 };
 
+/// Whether page faults of private anonymous memory make huge pages of any size where nobody asked for them
+/// (MADV_HUGEPAGE). A setting that anybody may change; unknown counts as yes. Some files are read.
+bool makes_huge_pages_unasked();
+
 /// Thread-safe; the first call costs about a millisecond.
 const KernelFeatures& kernel_features();
 

@@ -3,6 +3,8 @@
 
 #include <sched.h>
 
+#include <optional>
+
 namespace godwit {
 
 /// SCHED_FIFO 50 on the calling thread, which must also be the one that destroys it. Children do not inherit
@@ -29,5 +31,11 @@ class RealtimeBoost {
   sched_param parameter_{};
   bool active_ = false;
 };
+
+/// Boosts this thread, or no longer, as `wanted` says.
+inline void boost_if(bool wanted, std::optional<RealtimeBoost>& boost) {
+  if (wanted && !boost) boost.emplace();
+  if (!wanted) boost.reset();
+}
 
 }  // namespace godwit

@@ -104,7 +104,7 @@ bool PageCache::insert(PageKey key, PageView page, KeepBase keep) {
     ++stats_.evictions;
     forget(tag);
   }
-  *tag = Tag{tag_page(key.address), key.space, round_};
+  *tag = Tag{tag_page(key.address), key.space, keep == KeepBase::kIfRoom ? round_ - kStaleAge : round_};
   std::memcpy(page_of(tag).data(), page.data(), kPageSize);
   ++size_;
   ++stats_.insertions;

@@ -40,7 +40,7 @@ struct PageKey {
 enum class KeepBase : uint8_t {
   kInvalid = 0,
   kNo,      ///< leave the cache as it is
-  kIfRoom,  ///< only where a place was never used: costs no page that is already there
+  kIfRoom,  ///< only where there is a free place; stale until it is looked up: who knows whether it ever is
   kYes,     ///< also in the place of a stale page
 };
 

@@ -10,6 +10,8 @@ namespace {
 constexpr uint64_t kLaneBlock = 2_MiB;
 /// Below it, waking threads costs more than they would save, and in a freeze they do not run at its priority.
 constexpr uint64_t kWorthThreads = 8_MiB;
+/// Small enough that source and peer work side by side, large enough that calls cost little.
+constexpr uint64_t kLastChunk = 256_KiB;
 
 unsigned helpers_for(size_t lanes) {
   return static_cast<unsigned>(std::min<size_t>(lanes, processors())) - 1;
@@ -43,13 +45,17 @@ class LaneSet::Work {
     return {};
   }
 
-  /// Written pages lie scattered: they are read together, a chunk at a time.
+  /// Written pages lie scattered: they are read together, a chunk at a time. In the freeze each leaves at
+  /// once, so that the peer installs it while the next is read.
   Status send_in_groups() {
+    const bool last = pass_ == Pass::kLast;
     const std::span<const AddressRange> parts = share_.parts;
     for (size_t begin = 0, end = 0; begin < parts.size() && !failed_; begin = end) {
-      uint64_t size = 0;
-      while (end < parts.size() && size + parts[end].size() <= Lane::kChunk) size += parts[end++].size();
+      uint64_t size = parts[end++].size();
+      const uint64_t most = last ? kLastChunk : Lane::kChunk;
+      while (end < parts.size() && size + parts[end].size() <= most) size += parts[end++].size();
       TRY(send_group(parts.subspan(begin, end - begin)));
+      if (last) TRY(lane_.flush());
     }
     return {};
   }

@@ -115,6 +115,7 @@ Result<PageRuns> MemorySender::collect(const std::vector<AddressRange>* guide) {
   PageRuns found;
   const std::vector<AddressRange> known = std::exchange(clean_, {});
   rested_.clear();
+  exact_.clear();
   std::vector<AddressRange> again;
   for (const Vma& vma : layout_) {
     if (!is_carried(vma)) continue;

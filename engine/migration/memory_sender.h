@@ -63,6 +63,7 @@ class MemorySender {
   Status add_unmarked(PageRuns& found);
   Status mark_anew(AddressRange range);
   [[nodiscard]] bool log_can_tell(const Vma& vma) const;
+  Result<bool> is_exact(const Vma& vma) const;
   Status survey_logged(const WrittenSince& log, LastPass& last);
   [[nodiscard]] Status cache_locked_files() const;
   Status survey_all(const Vma& vma, LastPass& last);
@@ -88,6 +89,7 @@ class MemorySender {
       fresh_;  ///< tracked since the last collect: every populated page counts as written
   std::vector<AddressRange> clean_;    ///< areas that the last collect() went through, or a guide; ascending
   std::vector<AddressRange> rested_;   ///< of those, what the log can tell all about; empty before rest()
+  std::vector<AddressRange> exact_;    ///< of those, what it can tell to the page
   LastPass at_rest_;                   ///< what was gone or guarded in them at rest()
   PageSet held_;                       ///< what the destination has got from us
   PageSet shared_files_;               ///< pages of shared files written since the start

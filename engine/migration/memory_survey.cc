@@ -1,10 +1,12 @@
 // The last look at memory, in the freeze: what was written since the last round, and what is gone.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 
+#include "engine/base/kernel_features.h"
 #include "engine/codec/zero_page.h"
 #include "engine/migration/carried.h"
 #include "engine/migration/memory_sender.h"
@@ -18,13 +20,23 @@ bool MemorySender::log_can_tell(const Vma& vma) const {
          is_in(clean_, vma.range) && !touch(untrackable_, vma.range) && !touch(fresh_, vma.range);
 }
 
+/// Where a write fault opens its page and no other, and is not an error.
+Result<bool> MemorySender::is_exact(const Vma& vma) const {
+  const bool writable = (vma.prot & PROT_WRITE) != 0 && vma.protection_key == 0;
+  if (!writable || vma.has_flag("hg") || touch(at_rest_.guards, vma.range)) return false;
+  return !TRY(tracker_.has_huge_pages(vma.range));
+}
+
 Status MemorySender::rest() {
   rested_.clear();
+  exact_.clear();
   at_rest_ = {};
+  const bool huge_unasked = makes_huge_pages_unasked();
   for (const Vma& vma : layout_) {
     if (!is_carried(vma) || !log_can_tell(vma)) continue;
     TRY(survey_changes(vma, at_rest_));
     rested_.push_back(vma.range);
+    if (!huge_unasked && TRY(is_exact(vma))) exact_.push_back(vma.range);
   }
   at_rest_.written.clear();  // the log tells of them
   return {};
@@ -90,11 +102,18 @@ Status MemorySender::cache_locked_files() const {
   return {};
 }
 
-/// The log tells where to look, and the page tables tell what was written.
+/// The log tells where to look, and the page tables tell what was written; or the log tells that, too.
 Status MemorySender::survey_logged(const WrittenSince& log, LastPass& last) {
   PageSet gone;
   for (const AddressRange& range : at_rest_.discarded) gone.insert(range);
   for (const AddressRange& area : rested_) {
+    if (log.pages && is_in(exact_, area)) {
+      for (const AddressRange& part : parts_in(*log.pages, area)) {
+        gone.erase(part);
+        last.written.push_back({part, true, true});
+      }
+      continue;
+    }
     for (const AddressRange& part : parts_in(log.around, area)) {
       for (const PageRun& run : TRY(tracker_.last_pass(part))) {
         if (!run.present) continue;

@@ -15,16 +15,20 @@
 #include "engine/base/log.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/base/pidfd.h"
+#include "engine/base/realtime.h"
 #include "engine/base/warm_memory.h"
 #include "engine/codec/decoder.h"
 #include "engine/migration/join_areas.h"
 #include "engine/state/foreign_path.h"
 #include "engine/state/house.h"
 #include "engine/state/memory_objects.h"
+#include "engine/state/scheduling.h"
 #include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {
 namespace {
+
+constexpr Nanos kLongestFreeze = std::chrono::seconds(2);
 
 /// Descriptors are parked from here until the process' own numbers are placed; within the hard limit of this
 /// engine, whose soft limit is raised to it.
@@ -144,7 +148,11 @@ Rebuild::~Rebuild() {
 Status Rebuild::on_shell(const std::function<Status(state::BuildContext&)>& work) {
   if (!shell_)
     return fail(ErrorKind::kCorrupt, "rebuild a process", "", "the stream has no inventory before this");
-  return thread_->call([&] { return work(*context_); });
+  return thread_->call([&] {
+    std::optional<RealtimeBoost> boost;
+    boost_if(is_urgent(), boost);
+    return work(*context_);
+  });
 }
 
 // ---- the shell
@@ -210,11 +218,11 @@ Status Rebuild::take(const wire::Record& record) {
       return take_packed(record);
     case kDiscard:
       return discard(TRY(wire::parse<wire::Discard>(record)), record);
-    case kLastRound: {
-      const std::lock_guard alone(ground_);
-      if (installer_) installer_->end_fresh();
+    case kLastRound:
+      return begin_last_round();
+    case kRoundEnd:
+      urgent_until_ = 0;  // it was a bad instant, and the process runs on
       return {};
-    }
     case kPageHashes:
       return check_.expect(TRY(wire::parse<wire::PageHashes>(record)), space_.layout());
     case kState:
@@ -222,12 +230,25 @@ Status Rebuild::take(const wire::Record& record) {
     case kEndOfState:
       return seal();
     case kRoundBegin:
-    case kRoundEnd:
     case kFrozen:
       return {};
     default:
       return fail(ErrorKind::kCorrupt, "rebuild a process", record.name(), "it has no place here");
   }
+}
+
+Status Rebuild::begin_last_round() {
+  const std::lock_guard alone(ground_);
+  if (installer_) installer_->end_fresh();
+  // Of an attempt at a bad instant nothing stays: all of it comes again.
+  finished_rooms_.clear();
+  deferred_.clear();
+  check_ = {};
+  urgent_until_ = (monotonic_now() + kLongestFreeze).count();
+  return on_shell([](state::BuildContext& context) -> Status {
+    state::hurry_all(context.shell);
+    return {};
+  });
 }
 
 Status Rebuild::describe(const wire::RoomState& message) {

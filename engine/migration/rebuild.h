@@ -49,6 +49,10 @@ class Rebuild {
   /// Lets the process run. An error means that no thread of it has run.
   Status resume();
 
+  /// The process stands still at the source, so whoever works for it here should do so at once
+  /// (RealtimeBoost). For two seconds at most: no peer may keep a processor for longer.
+  [[nodiscard]] bool is_urgent() const { return monotonic_now() < Nanos(urgent_until_.load()); }
+
   [[nodiscard]] pid_t pid() const { return pid_; }  ///< as this engine sees it
   [[nodiscard]] pid_t inner_pid() const { return inner_pid_; }
   /// What this engine has to reap after resume() (tracee::reap).
@@ -58,6 +62,7 @@ class Rebuild {
  private:
   Status spawn(const wire::Inventory& inventory, bool new_namespace);
   Status on_shell(const std::function<Status(state::BuildContext&)>& work);
+  Status begin_last_round();
   Status describe(const wire::RoomState& message);
   Status make_objects(const wire::RoomState& message);
   Status follow(const wire::LayoutMessage& message);
@@ -101,6 +106,7 @@ class Rebuild {
   std::mutex file_lock_;  ///< of file_, while pages are being installed
   std::shared_ptr<const MappedFile> file_;  ///< that pages were written to last
   std::atomic<uint64_t> pages_installed_ = 0;
+  std::atomic<Nanos::rep> urgent_until_ = 0;
   std::vector<pid_t> children_;
   bool prepared_ = false;
   bool released_ = false;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "engine/base/fault_point.h"
+#include "engine/base/realtime.h"
 #include "engine/migration/clock_sync.h"
 #include "engine/migration/dead_commits.h"
 #include "engine/migration/huge_pages.h"
@@ -164,8 +165,10 @@ Status ReceiveSession::greet(transport::Channel& channel, wire::RecordWriter& wr
 
 Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader& reader,
                                 wire::RecordWriter& writer) {
+  std::optional<RealtimeBoost> boost;
   for (;;) {
     const wire::Record record = TRY(reader.next());
+    boost_if(rebuild_.is_urgent(), boost);
     switch (record.type) {
       case RecordType::kClockPing:
         TRY(writer.write_message(RecordType::kClockPong,
@@ -336,8 +339,10 @@ Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& rea
 }
 
 Status ReceiveSession::serve_lane(wire::RecordReader& reader, size_t lane) {
+  std::optional<RealtimeBoost> boost;
   for (;;) {
     const wire::Record record = TRY(reader.next());
+    boost_if(rebuild_.is_urgent(), boost);
     switch (record.type) {
       case RecordType::kPages:
       case RecordType::kObjectPages:

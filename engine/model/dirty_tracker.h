@@ -40,6 +40,10 @@ class DirtyTracker {
   /// more), all its pages count as written.
   virtual Result<PageRuns> last_pass(AddressRange range) = 0;
 
+  /// Is any page of `range` part of a huge one, so that a write to it may open its neighbours? Whoever cannot
+  /// tell says so. Errors: TargetGone, System.
+  virtual Result<bool> has_huge_pages(AddressRange range) = 0;
+
   /// From now on (or no more) each first write to a page after a collect is a fault of the thread that
   /// writes, for whoever counts those. Any thread.
   virtual void fault_on_each(bool each) = 0;

@@ -17,6 +17,8 @@ struct WrittenSince {
   /// Else whatever was written lies in here: ascending, disjoint. Most pages in it were not written, or
   /// shortly before the mark.
   std::vector<AddressRange> around;
+  /// The same to the page, good for areas where no fault makes huge pages; nothing if there are too many.
+  std::optional<std::vector<AddressRange>> pages;
 };
 
 class WriteLog {

@@ -1,11 +1,9 @@
 // Room "threads". While the source runs the threads are created on the shell and parked; in the freeze they
 // get their registers and what the kernel keeps for each.
 #include <fmt/format.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +13,7 @@
 #include "engine/base/files.h"
 #include "engine/base/missing_uapi.h"
 #include "engine/state/process_rooms.h"
+#include "engine/state/scheduling.h"
 #include "engine/state/timed_wait.h"
 #include "engine/wire/rooms_process.pb.h"
 
@@ -65,16 +64,6 @@ using tracee::Batch;
 constexpr std::string_view kName = "threads";
 constexpr int kIoPriorityOfProcess = 1;  // IOPRIO_WHO_PROCESS, linux/ioprio.h
 
-/// linux/sched/types.h, SCHED_ATTR_SIZE_VER1.
-struct SchedAttr {
-  uint32_t size, policy;
-  uint64_t flags;
-  int32_t nice;
-  uint32_t priority;
-  uint64_t runtime, deadline, period;
-  uint32_t util_min, util_max;
-};
-
 // ---- capture
 // -----------------------------------------------------------------------------------------------------
 
@@ -89,18 +78,7 @@ Status capture_kernel_view(wire::ThreadState& state, pid_t tid) {
     return fail_errno("get_robust_list", fmt::format("tid {}", tid));
   state.set_robust_list(reinterpret_cast<uint64_t>(head));
   state.set_robust_list_size(size);
-  SchedAttr attr{};
-  if (::syscall(SYS_sched_getattr, tid, &attr, sizeof attr, 0) != 0)
-    return fail_errno("sched_getattr", fmt::format("tid {}", tid));
-  state.set_scheduling(bytes_of(attr));
-  state.set_nice(::getpriority(PRIO_PROCESS, static_cast<id_t>(tid)));
-  cpu_set_t cpus[8];
-  const long used = ::syscall(SYS_sched_getaffinity, tid, sizeof cpus, cpus);
-  if (used < 0) return fail_errno("sched_getaffinity", fmt::format("tid {}", tid));
-  state.set_affinity(cpus, static_cast<size_t>(used));
-  const long priority = ::syscall(SYS_ioprio_get, kIoPriorityOfProcess, tid);
-  state.set_io_priority(priority < 0 ? 0 : static_cast<uint32_t>(priority));
-  return {};
+  return capture_scheduling(tid, state);
 }
 
 Status capture_thread(CaptureContext& context, const tracee::FrozenThread& thread, wire::ThreadState& state) {
@@ -147,7 +125,9 @@ Status match_threads(BuildContext& context, const wire::ThreadsState& state) {
     if (wanted.count(tid) == 0 && tid != context.pid) TRY(context.shell.end_thread(tid));
   }
   for (const pid_t tid : wanted) {
-    if (std::find(there.begin(), there.end(), tid) == there.end()) TRY(context.shell.create_thread(tid));
+    if (std::find(there.begin(), there.end(), tid) != there.end()) continue;
+    calm(context.shell, context.pid);
+    TRY(context.shell.create_thread(tid));
   }
   return {};
 }
@@ -174,24 +154,13 @@ Status build_own_view(BuildContext& context, const wire::ThreadState& state) {
   return context.shell.run(state.tid(), batch);
 }
 
-Status build_scheduling(const BuildContext& context, const wire::ThreadState& state) {
-  const pid_t tid = context.shell.outer_tid(state.tid());
-  // A host with fewer CPUs keeps what it can; an affinity to none of them is left open.
-  (void)::syscall(SYS_sched_setaffinity, tid, state.affinity().size(), state.affinity().data());
-  if (::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), state.nice()) != 0)
-    return fail_errno("setpriority", fmt::format("tid {}", state.tid()));
-  const auto wanted = TRY(value_of<SchedAttr>(kName, state.scheduling()));
-  SchedAttr is{};
-  if (::syscall(SYS_sched_getattr, tid, &is, sizeof is, 0) == 0 && std::memcmp(&is, &wanted, sizeof is) == 0)
-    return {};
-  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) != 0)
-    return fail_errno("sched_setattr", fmt::format("tid {}", state.tid()));
-  return {};
-}
-
 Status finish_thread(BuildContext& context, const wire::ThreadState& state) {
   TRY(build_own_view(context, state));
-  TRY(build_scheduling(context, state));
+  // ORDER: now, so that what this host refuses is refused before COMMIT; and again at the very end, for until
+  // then there is more to do.
+  TRY(build_scheduling(context.shell, state));
+  hurry(context.shell, state.tid());
+  context.at_resume.push_back([&context, state] { return build_scheduling(context.shell, state); });
   tracee::Registers registers;
   registers.general = TRY(value_of<user_regs_struct>(kName, state.general()));
   const auto xstate = std::as_bytes(std::span(state.xstate()));

@@ -81,7 +81,7 @@ TEST(PageCache, ARegularWorkingSetFillsIt) {
 TEST(PageCache, KeepsWhatIsInUseAndReplacesTheStalest) {
   PageCache cache = make_cache(PageCache::kWays);  // one set
   for (size_t i = 0; i < PageCache::kWays; ++i) {
-    EXPECT_TRUE(cache.insert(key_of(i), filled_page(0), KeepBase::kIfRoom));
+    EXPECT_TRUE(cache.insert(key_of(i), filled_page(0), KeepBase::kYes));
   }
   const PageKey late = key_of(100), later = key_of(101);
   EXPECT_FALSE(cache.insert(late, filled_page(1), KeepBase::kYes)) << "all used in this round";
@@ -97,6 +97,20 @@ TEST(PageCache, KeepsWhatIsInUseAndReplacesTheStalest) {
   EXPECT_EQ(cache.stats().evictions, 1u);
   EXPECT_EQ(cache.stats().refusals, 4u);
   EXPECT_EQ(cache.size(), PageCache::kWays);
+}
+
+// A bulk round over a slow link fills the cache; the first pages that are written then need places at once.
+TEST(PageCache, WhatWasKeptForRoomAloneGivesWayUntilItIsUsed) {
+  PageCache cache = make_cache(PageCache::kWays);  // one set
+  for (size_t i = 0; i < PageCache::kWays; ++i)
+    EXPECT_TRUE(cache.insert(key_of(i), filled_page(0), KeepBase::kIfRoom));
+  EXPECT_FALSE(cache.insert(key_of(100), filled_page(1), KeepBase::kIfRoom));
+  cache.begin_round();
+  EXPECT_TRUE(cache.lookup(key_of(0)));
+  for (size_t i = 1; i < PageCache::kWays; ++i)
+    EXPECT_TRUE(cache.insert(key_of(100 + i), filled_page(1), KeepBase::kYes)) << i;
+  EXPECT_FALSE(cache.insert(key_of(200), filled_page(1), KeepBase::kYes));
+  EXPECT_TRUE(cache.lookup(key_of(0)));
 }
 
 TEST(PageCache, ADemotedPageStaysButGoesFirst) {
