@@ -30,6 +30,7 @@ struct Note {
   Identity engine;
   Identity process;
   std::string undo;
+  bool lacks = false;  ///< pages, when it runs
 };
 
 Result<uint64_t> start_time(pid_t pid) {
@@ -56,7 +57,7 @@ std::optional<Note> read_note(const std::string& path) {
   const auto engine = to_identity(field(*text, "engine:"));
   const auto process = to_identity(field(*text, "process:"));
   if (undo == std::string::npos || !engine || !process) return std::nullopt;
-  return Note{*engine, *process, text->substr(undo + kUndo.size())};
+  return Note{*engine, *process, text->substr(undo + kUndo.size()), field(*text, "lacks:") == "yes"};
 }
 
 /// Waits `milliseconds` at most for its end.
@@ -74,7 +75,7 @@ void clear(const std::string& path, const Note& note) {
   // KERNEL: a shell whose engine died has its SIGKILL already, but may still be on its way out.
   constexpr int kDying = 2000;
   if (lives(note.process, kDying)) {
-    (void)write_verdict_at(path, "running");
+    (void)write_verdict_at(path, note.lacks ? kLackingState : kRunningState);
     return;
   }
   const auto addresses = address::AddressUndo::from_text(note.undo);
@@ -87,9 +88,10 @@ void clear(const std::string& path, const Note& note) {
 
 }  // namespace
 
-Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo) {
-  return write_verdict(session, fmt::format("committing\nengine: {}\nprocess: {}\n{}{}",
-                                            TRY(identity(::getpid())), TRY(identity(process)), kUndo, undo));
+Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo, bool lacks) {
+  return write_verdict(
+      session, fmt::format("committing\nengine: {}\nprocess: {}\nlacks: {}\n{}{}", TRY(identity(::getpid())),
+                           TRY(identity(process)), lacks ? "yes" : "no", kUndo, undo));
 }
 
 void clear_dead_commits() {

@@ -168,6 +168,7 @@ void resolve_committed(pid_t target, const wire::SessionId& session, const LinkO
       if (addresses.ok()) (void)address::depart(addresses.value());
       return;
     }
+    // LACKING: the copy runs and lacks pages that are here alone. The original neither goes nor runs.
     if (verdict.ok() && verdict.value() == wire::Verdict::ABORTED) {
       if (addresses.ok()) (void)address::undo(addresses.value());
       (void)restore_target(target, true);

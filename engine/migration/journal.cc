@@ -69,7 +69,8 @@ void remove_verdict(const wire::SessionId& session) {
 wire::Verdict::Value read_verdict(const wire::SessionId& session) {
   auto text = read_file(verdict_path(session));
   if (!text.ok()) return text.error().err == ENOENT ? wire::Verdict::ABORTED : wire::Verdict::UNKNOWN;
-  return *text == "running" ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
+  if (*text == kLackingState) return wire::Verdict::LACKING;
+  return *text == kRunningState ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
 }
 
 }  // namespace godwit::migration

@@ -15,7 +15,8 @@
 namespace godwit::migration {
 
 /// Features of this build that both ends must name to be used.
-inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions", "packed-pages"};
+inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions", "packed-pages",
+                                                 "postcopy"};
 
 class Link {
  public:
@@ -25,6 +26,7 @@ class Link {
 
   [[nodiscard]] wire::RecordWriter& control() { return *ends_.front().writer; }
   [[nodiscard]] std::vector<wire::RecordWriter*> writers();
+  [[nodiscard]] size_t channels() const { return ends_.size(); }
   [[nodiscard]] const wire::SessionId& session() const { return session_; }
   [[nodiscard]] bool agreed(std::string_view feature) const;
 

@@ -21,6 +21,7 @@
 #include "engine/state/house.h"
 #include "engine/state/memory_objects.h"
 #include "engine/wire/layout_messages.h"
+#include "engine/wire/postcopy.pb.h"
 
 namespace godwit::migration {
 namespace {
@@ -193,8 +194,13 @@ Status Rebuild::take(const wire::Record& record) {
     case kLastRound: {
       const std::lock_guard alone(ground_);
       if (installer_) installer_->end_fresh();
+      if (postcopy_ != nullptr) postcopy_->begin_list();
       return {};
     }
+    case kPostcopy:
+      return prepare_postcopy();
+    case kMissing:
+      return lack(TRY(wire::parse<wire::Missing>(record)));
     case kPageHashes:
       check_.expect(TRY(wire::parse<wire::PageHashes>(record)));
       return {};
@@ -256,8 +262,13 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   });
 }
 
-/// A userfaultfd is made by the shell and taken out, as on the source.
 Status Rebuild::begin_fresh() {
+  installer_->begin_fresh(TRY(uffd::Uffd::adopt(TRY(make_userfaultfd()), 0)));
+  return {};
+}
+
+/// Made by the shell and taken out, as on the source.
+Result<Fd> Rebuild::make_userfaultfd() {
   int number = -1;
   TRY(on_shell([&](state::BuildContext& context) -> Status {
     tracee::Batch batch;
@@ -272,8 +283,25 @@ Status Rebuild::begin_fresh() {
     ::close(number);
     return {};
   }));
-  installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)));
-  return {};
+  return mine;
+}
+
+// ---- post-copy
+// ---------------------------------------------------------------------------------------------------
+
+/// While the original runs.
+Status Rebuild::prepare_postcopy() {
+  if (postcopy_ == nullptr || !shell_)
+    return fail(ErrorKind::kCorrupt, "make ready for post-copy", "postcopy", "it has no place here");
+  if (postcopy_->is_ready()) return {};
+  return postcopy_->make_ready(TRY(make_userfaultfd()), pid_);
+}
+
+/// Copies that are not the last version go at once, while the source still sends.
+Status Rebuild::lack(const wire::Missing& message) {
+  if (postcopy_ == nullptr || fresh_ == false || installer_->is_fresh())
+    return fail(ErrorKind::kCorrupt, "note missing pages", "missing", "it has no place here");
+  return empty(TRY(postcopy_->lack(message, space_.layout())), MADV_DONTNEED);
 }
 
 // ---- memory
@@ -393,9 +421,12 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
 }
 
 Status Rebuild::discard(const wire::Discard& message) {
+  return empty(TRY(wire::to_ranges(message.ranges())),
+               message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED);
+}
+
+Status Rebuild::empty(const std::vector<AddressRange>& ranges, int advice) {
   const std::lock_guard alone(ground_);
-  const auto ranges = TRY(wire::to_ranges(message.ranges()));
-  const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
   tracee::Batch batch;
   for (const AddressRange& range : ranges)
     batch.call(SYS_madvise, {range.start, range.size(), advice},
@@ -438,6 +469,8 @@ Status Rebuild::seal() {
   if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
   file_.reset();     // the process may execute it: not while somebody can write to it
   objects_.clear();  // nor can they be sealed while somebody maps them to write
+  // ORDER: everything has been installed. What touches missing memory from here on waits for it.
+  if (postcopy_ != nullptr && postcopy_->lacks()) TRY(postcopy_->start(space_.layout()));
   TRY(finish_deferred());
   prepared_ = true;
   return {};

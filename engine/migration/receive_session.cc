@@ -62,7 +62,7 @@ std::optional<state::Finding> judge_file(const wire::FileFact& wanted) {
 }  // namespace
 
 ReceiveSession::~ReceiveSession() {
-  if (fate_ != Fate::kRunning && addresses_) (void)addresses_->abort();
+  if (fate_ != Fate::kRunning && fate_ != Fate::kLacking && addresses_) (void)addresses_->abort();
 }
 
 ReceiveSession::Listed::Listed(ReceiveSession& session, size_t index, transport::Channel& channel)
@@ -87,25 +87,31 @@ wire::Verdict::Value ReceiveSession::verdict() {
   switch (fate_) {
     case Fate::kRunning:
       return wire::Verdict::RUNNING;
+    case Fate::kLacking:
+      return wire::Verdict::LACKING;
     case Fate::kCommitted:
       return wire::Verdict::UNKNOWN;  // any moment now; ask again
     default:
       break;
   }
   fate_ = Fate::kAborted;
-  for (transport::Channel* channel : lane_channels_) {
-    if (channel != nullptr) channel->cancel();  // the session ends now, and the shell with it
-  }
+  cut_all();  // the session ends now, and the shell with it
   changed_.notify_all();
   return wire::Verdict::ABORTED;
+}
+
+/// With the lock.
+void ReceiveSession::cut_all() {
+  for (transport::Channel* channel : lane_channels_) {
+    if (channel != nullptr) channel->cancel();
+  }
+  for (transport::Channel* channel : serving_) channel->cancel();
 }
 
 void ReceiveSession::fail_session(const Error& error) {
   const std::lock_guard lock(mutex_);
   if (!lane_error_) lane_error_ = error;
-  for (transport::Channel* channel : lane_channels_) {
-    if (channel != nullptr) channel->cancel();
-  }
+  cut_all();
   changed_.notify_all();
 }
 
@@ -134,7 +140,7 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
   {
     const std::lock_guard lock(mutex_);
     if (lane_error_) error = *lane_error_;
-    if (fate_ != Fate::kRunning) fate_ = Fate::kAborted;
+    if (fate_ != Fate::kRunning && fate_ != Fate::kLacking) fate_ = Fate::kAborted;
   }
   if (error.kind != ErrorKind::kPeerGone) {
     (void)writer.write_message(RecordType::kAbort, wire::to_message(error));
@@ -259,7 +265,10 @@ Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& wr
 Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   const Nanos begin = monotonic_now();
   TRY(hooks_.run("pre-resume", rebuild_.pid(), ""));
-  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : ""));
+  const bool lacks = postcopy_.lacks();
+  TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : "",
+                  lacks));
+  postcopy_.runs();
   Status resumed = addresses_ ? addresses_->claim() : Status{};
   if (resumed.ok()) resumed = rebuild_.resume();
   if (!resumed.ok()) {
@@ -268,14 +277,14 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   }
   {
     const std::lock_guard lock(mutex_);
-    fate_ = Fate::kRunning;
+    fate_ = lacks ? Fate::kLacking : Fate::kRunning;
   }
   wire::Running running;
   running.set_duration(static_cast<uint64_t>((monotonic_now() - begin).count()));
   running.add_pids(rebuild_.inner_pid());
   (void)writer.write_message(RecordType::kRunning, running);
   (void)writer.flush();
-  (void)write_verdict(header_.session, "running");
+  (void)write_verdict(header_.session, lacks ? kLackingState : kRunningState);
   if (options_.on_running) options_.on_running(rebuild_.pid(), rebuild_.inner_pid());
   (void)hooks_.run("resumed", rebuild_.pid(), "");
   return {};
@@ -287,6 +296,49 @@ void ReceiveSession::part(transport::Channel& channel, wire::RecordReader& reade
   (void)channel.set_read_timeout(std::chrono::seconds(5));
   (void)reader.next();
   if (addresses_) (void)addresses_->announce();
+}
+
+void ReceiveSession::await_resident() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (fate_ != Fate::kLacking) return;
+  }
+  const bool resident = postcopy_.await_resident(
+      [this] { return options_.cancelled != nullptr && options_.cancelled->load(); });
+  const std::lock_guard lock(mutex_);
+  if (!resident) return cut_all();  // the keeper holds it
+  fate_ = Fate::kRunning;
+  (void)write_verdict(header_.session, kRunningState);
+}
+
+Status ReceiveSession::serve(transport::Channel& channel, wire::RecordReader& reader, uint16_t index,
+                             bool urgent) {
+  bool runs = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (fate_ == Fate::kAborted)
+      return fail(ErrorKind::kCancelled, "serve pages", channel.peer_name(), "the session has ended");
+    runs = fate_ == Fate::kLacking || fate_ == Fate::kRunning;
+    serving_.push_back(&channel);
+  }
+  Status served = serve_missing(channel, reader, index, urgent, runs);
+  const std::lock_guard lock(mutex_);
+  std::erase(serving_, &channel);
+  return served;
+}
+
+Status ReceiveSession::serve_missing(transport::Channel& channel, wire::RecordReader& reader, uint16_t index,
+                                     bool urgent, bool runs) {
+  TRY(channel.set_read_timeout({}));  // a source that has nothing to send sends nothing
+  wire::StreamHeader answer = header_;
+  answer.channel = index;
+  answer.channels = reader.header().channels;
+  wire::RecordWriter writer(channel, answer);
+  TRY(writer.start());
+  TRY(writer.write_message(RecordType::kHello,
+                           make_hello(header_.session, wire::ROLE_DESTINATION, answer.channels)));
+  TRY(writer.flush());
+  return postcopy_.serve(channel, reader, writer, urgent, runs);
 }
 
 // ---- further channels

@@ -11,6 +11,7 @@
 
 #include "engine/address/address_move.h"
 #include "engine/migration/hooks.h"
+#include "engine/migration/postcopy_destination.h"
 #include "engine/migration/rebuild.h"
 #include "engine/migration/receiver.h"
 #include "engine/transport/channel.h"
@@ -22,7 +23,10 @@ namespace godwit::migration {
 class ReceiveSession {
  public:
   ReceiveSession(const ReceiveOptions& options, const wire::StreamHeader& header)
-      : options_(options), header_(header), hooks_(options.hooks), rebuild_(options.pid_namespace) {}
+      : options_(options),
+        header_(header),
+        hooks_(options.hooks),
+        rebuild_(options.pid_namespace, &postcopy_) {}
   ~ReceiveSession();
 
   /// The control channel, its hello already read. Blocks until the session has ended.
@@ -34,6 +38,11 @@ class ReceiveSession {
   /// are.
   void part(transport::Channel& channel, wire::RecordReader& reader);
 
+  /// A connection over which missing pages come (serving_link.h). Blocks until it has ended.
+  Status serve(transport::Channel& channel, wire::RecordReader& reader, uint16_t index, bool urgent);
+  /// After part(): until the process lacks nothing any more.
+  void await_resident();
+
   /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
   /// yet can not be committed after it.
   wire::Verdict::Value verdict();
@@ -42,7 +51,7 @@ class ReceiveSession {
   [[nodiscard]] bool had_inventory() const { return had_inventory_; }
 
  private:
-  enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kRunning, kAborted };
+  enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kLacking, kRunning, kAborted };
 
   /// A channel that may be cancelled from outside, for as long as its thread is in here.
   class Listed {
@@ -64,13 +73,17 @@ class ReceiveSession {
   Status prepare(transport::Channel& channel, wire::RecordWriter& writer);
   Status commit(wire::RecordReader& reader, wire::RecordWriter& writer);
   Status run_process(wire::RecordWriter& writer);
+  Status serve_missing(transport::Channel& channel, wire::RecordReader& reader, uint16_t index, bool urgent,
+                       bool runs);
   Status serve_lane(wire::RecordReader& reader, size_t lane);
   void fail_session(const Error& error);
+  void cut_all();
   bool change_fate(Fate from, Fate to);
 
   const ReceiveOptions& options_;
   wire::StreamHeader header_;
   Hooks hooks_;
+  PostcopyDestination postcopy_;
   Rebuild rebuild_;
   std::optional<address::AddressMoveDestination> addresses_;
   bool had_inventory_ = false;
@@ -81,6 +94,7 @@ class ReceiveSession {
   std::vector<uint32_t> lane_barrier_;  ///< of each further channel: the last barrier it passed
   std::vector<bool> lane_ended_;
   std::vector<transport::Channel*> lane_channels_;
+  std::vector<transport::Channel*> serving_;  ///< connections for missing pages
   std::optional<Error> lane_error_;
 };
 

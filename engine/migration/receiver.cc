@@ -12,6 +12,7 @@
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/migration/receive_session.h"
+#include "engine/migration/serving_link.h"
 #include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {
@@ -118,6 +119,9 @@ Status Receiver::handle(std::unique_ptr<transport::Channel> channel) {
   const auto session = find(header.value().session);
   if (!session)
     return fail(ErrorKind::kCorrupt, "join a session", channel->peer_name(), "there is no such session");
+  const auto serving = hello.options().find(ServingLink::kOption);
+  if (serving != hello.options().end())
+    return session->serve(*channel, *reader, header.value().channel, serving->second == "urgent");
   return session->join(*channel, *reader, header.value().channel);
 }
 
@@ -140,6 +144,7 @@ Status Receiver::run_session(std::unique_ptr<transport::Channel> channel,
   Status ended = session->run(*channel, *reader);
   if (ended.ok()) {
     session->part(*channel, *reader);
+    session->await_resident();
   } else if (options_.on_failed) {
     options_.on_failed(ended.error());
   }
