@@ -5,7 +5,7 @@
 from godwit import Engine, Failure, Program, await_empty, migrate, receive
 
 # Slow enough that the program meets missing pages, fast enough for a test.
-SLOWLY = ("--bandwidth", "4M", "--compress", "none")
+SLOWLY = ("--bandwidth", "16M", "--compress", "none")
 
 
 def said(completed):

@@ -90,6 +90,7 @@ TEST(Convergence, PostCopyAfterRoundsOrATime) {
 TEST(Convergence, OnTimeoutPostCopySwitchesWhatDoesNotFit) {
   Limits limits;
   limits.on_timeout = OnTimeout::kPostcopy;
+  limits.downtime = milliseconds(20);
   EXPECT_EQ(decide_after(round_of(29, 100'000, milliseconds(200), milliseconds(200)), limits),
             Decision::kSwitch);
   EXPECT_EQ(decide_after(round_of(29, 3, milliseconds(200), milliseconds(2)), limits), Decision::kFreeze);

@@ -72,7 +72,7 @@ TEST(MissingMap, AgreesWithAMapOfPages) {
     } else {
       map.move(pages(from, count), page(to));
       std::map<uint64_t, uint64_t> next;
-      for (const auto [now, origin] : model) {
+      for (const auto& [now, origin] : model) {
         if (now >= from && now < from + count)
           next[now - from + to] = origin;
         else if (now < to || now >= to + count)
@@ -81,7 +81,7 @@ TEST(MissingMap, AgreesWithAMapOfPages) {
       model = next;
     }
     ASSERT_EQ(map.size(), model.size()) << turn;
-    for (const auto [now, origin] : model) {
+    for (const auto& [now, origin] : model) {
       ASSERT_TRUE(map.contains(page(now))) << turn;
       ASSERT_EQ(map.origin_of(page(now)), page(origin)) << turn;
     }
