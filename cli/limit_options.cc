@@ -66,9 +66,9 @@ Result<migration::PostcopyLimits> postcopy_of(const PostcopyArguments& arguments
   const bool in_millis = strip("ms"), in_seconds = !in_millis && strip("s");
   const auto number = parse_number(text);
   constexpr uint64_t kMost = 1'000'000;
-  if (!number || *number > kMost || (*number == 0 && !in_millis && !in_seconds))
+  if (!number || *number > kMost)
     return fail(ErrorKind::kUsage, "read --postcopy-after", *arguments.after,
-                "give a number of rounds from 1 on, or a time: 500ms, 2s");
+                "give a number of rounds, or a time: 500ms, 2s");
   if (in_millis || in_seconds)
     limits.after = from_seconds(static_cast<double>(*number) / (in_millis ? 1e3 : 1));
   else

@@ -85,7 +85,8 @@ void add_postcopy(CLI::App& verb, Arguments& a) {
       "let it run at the destination as soon as a further round does not pay, and send the rest then, "
       "what it touches first; if the source host dies in that time, the process is lost");
   verb.add_option("--postcopy-after", a.postcopy.after,
-                  "the same after so many rounds (a number, from 1), or after a time: 500ms, 2s");
+                  "the same after so many rounds (a number; 0: nothing goes before that can follow), or "
+                  "after a time: 500ms, 2s");
   verb.add_option("--reconnect", a.postcopy.reconnect_s,
                   "seconds to try again when the link breaks while pages are missing")
       ->capture_default_str()

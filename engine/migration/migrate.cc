@@ -27,6 +27,12 @@ void pause_for(Nanos time) {
   ::nanosleep(&ts, nullptr);
 }
 
+/// Whether another connection may help: not, when the memory of the original cannot be read.
+bool is_of_link(const Error& error) {
+  return error.kind != ErrorKind::kTargetGone && error.kind != ErrorKind::kCorrupt && error.err != EFAULT &&
+         error.err != EIO;
+}
+
 /// One migration, driven by the table of session.h: `advance` takes an event, and carries the actions out in
 /// order.
 class Migration {
@@ -214,7 +220,7 @@ class Migration {
       Status served = source_->serve(*serving_);
       if (served.ok()) return finish_serving(std::move(ended));
       log_debug("while serving: {}", served.error().message());
-      if (served.error().kind == ErrorKind::kTargetGone || served.error().kind == ErrorKind::kCorrupt) {
+      if (!is_of_link(served.error())) {
         (void)advance(Event::kPeerLost);
         return stranded(served.error());
       }
@@ -329,7 +335,7 @@ class Migration {
   // ---- failure
   // ---------------------------------------------------------------------------------------------------
   Status give_up(Error error) {
-    if (phase_ == Phase::kDone) return error;
+    if (phase_ == Phase::kDone || phase_ == Phase::kInDoubt) return error;
     error = control_.explain(std::move(error));
     if (phase_ == Phase::kCommitted) return after_commit(std::move(error));
     reason_ = error;

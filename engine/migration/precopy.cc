@@ -313,7 +313,12 @@ Status Precopy::round(uint32_t number, bool whole) {
   for (const PageRun& run : written) stats.pages += run.range.pages();
   round_begins(stats);
   if (number > 0) written_last_ = written;
-  TRY(sender_->send(written, number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
+  const bool keeps_back = number == 0 && control_.limits().postcopy.after_rounds == 0U;
+  TRY(sender_->send(keeps_back ? keep_back(written) : written,
+                    number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
+  if (number > 0) {
+    for (const PageRun& run : written) unsent_.erase(run.range);
+  }
   TRY(pass_objects(false));
   wire::RoundEnd end;
   end.set_round(number);
@@ -503,7 +508,7 @@ Status Precopy::last_pass() {
   log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
             last.guards.size());
   missing_.clear();
-  TRY(sender_->send(switch_ ? withhold(last.written) : last.written, LaneSet::Pass::kLast));
+  TRY(sender_->send(switch_ ? withhold(last) : last.written, LaneSet::Pass::kLast));
   TRY(objects_->look());
   TRY(pass_objects(true));
   TRY(send_last(last));

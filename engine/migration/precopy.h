@@ -120,7 +120,9 @@ class Precopy {
   Status send_states(const std::vector<wire::RoomState>& states);
   Status last_pass();
   Status send_last(const MemorySender::LastPass& last);
-  PageRuns withhold(const PageRuns& written);
+  PageRuns withhold(const MemorySender::LastPass& last);
+  void add_unsent(PageSet& missing, PageSet& pushed) const;
+  PageRuns keep_back(const PageRuns& written);
   Status tell_missing();
   Status check_wishes();
   [[nodiscard]] Status check_target() const;
@@ -163,6 +165,7 @@ class Precopy {
   bool switch_ = false;                  ///< to post-copy, at the freeze
   std::vector<AddressRange> needed_;     ///< then: what has to be there nevertheless
   std::vector<AddressRange> missing_;
+  PageSet unsent_;         ///< collected in the bulk round, and kept back
   PageRuns written_last_;  ///< in the last round, unless that was the first
   Report report_;
 };

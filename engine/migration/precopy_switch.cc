@@ -7,6 +7,27 @@
 #include "engine/state/kernel_pages.h"
 
 namespace godwit::migration {
+namespace {
+
+/// By whether the page may be missing when the process runs.
+void split(const Layout& layout, const PageRuns& runs, PageSet& may, PageSet& may_not) {
+  for (const PageRun& run : runs) {
+    for (AddressRange rest = run.range; !rest.empty();) {
+      const Vma* vma = find_vma(layout, rest.start);
+      const AddressRange part = vma == nullptr ? rest : intersect(rest, vma->range);
+      (vma != nullptr && can_be_missing(*vma) ? may : may_not).insert(part);
+      rest.start = part.end;
+    }
+  }
+}
+
+PageRuns to_runs(const PageSet& pages) {
+  PageRuns runs;
+  for (const AddressRange& range : pages.runs()) runs.push_back({range, true, true});
+  return runs;
+}
+
+}  // namespace
 
 /// What takes time is made ready while the process runs.
 Status Precopy::prepare_switch() {
@@ -25,24 +46,40 @@ Status Precopy::find_needed(const std::vector<wire::RoomState>& states) {
 }
 
 /// What can be fetched when it is touched becomes missing; the rest is returned.
-PageRuns Precopy::withhold(const PageRuns& written) {
+PageRuns Precopy::withhold(const MemorySender::LastPass& last) {
   PageSet pushed, left;
-  for (const PageRun& run : written) {
-    for (AddressRange rest = run.range; !rest.empty();) {
-      const Vma* vma = find_vma(layout_, rest.start);
-      const AddressRange part = vma == nullptr ? rest : intersect(rest, vma->range);
-      (vma != nullptr && can_be_missing(*vma) ? left : pushed).insert(part);
-      rest.start = part.end;
-    }
+  split(layout_, last.written, left, pushed);
+  add_unsent(left, pushed);
+  // What was kept back may lie under a guard by now: nobody can read it.
+  for (const AddressRange& guard : last.guards) {
+    left.erase(guard);
+    pushed.erase(guard);
   }
   for (const AddressRange& range : needed_) {
     for (const AddressRange& part : left.runs_in(range)) pushed.insert(part);
     left.erase(range);
   }
   missing_ = left.runs();
-  PageRuns runs;
-  for (const AddressRange& range : pushed.runs()) runs.push_back({range, true, true});
-  return runs;
+  return to_runs(pushed);
+}
+
+/// Without a bulk round: what need not be there stays here until the switch. It is collected, so that what is
+/// written from here on is told.
+PageRuns Precopy::keep_back(const PageRuns& written) {
+  PageSet sent;
+  split(layout_, written, unsent_, sent);
+  return to_runs(sent);
+}
+
+/// A page that was kept back may have been discarded since, or its area replaced: what is read there when it
+/// is asked for is right in any case.
+void Precopy::add_unsent(PageSet& missing, PageSet& pushed) const {
+  if (unsent_.empty()) return;
+  for (const Vma& vma : layout_) {
+    if (!is_carried(vma)) continue;
+    for (const AddressRange& run : unsent_.runs_in(vma.range))
+      (can_be_missing(vma) ? missing : pushed).insert(run);
+  }
 }
 
 Status Precopy::tell_missing() {

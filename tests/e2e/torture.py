@@ -103,7 +103,7 @@ def walked(seed):
     post = os.environ.get("GODWIT_POSTCOPY", str(int(seed // 5 % 3 == 0))) == "1"
     rounds = seed * 2654435761 // 128 % 5
     if post:
-        options += ["--postcopy-after", str(1 + rounds % 3)] + (["--bandwidth", "24M"] if seed % 2 else [])
+        options += ["--postcopy-after", str(rounds % 4)] + (["--bandwidth", "24M"] if seed % 2 else [])
     else:
         options += ["--max-rounds", str(2 + rounds), "--on-timeout", "force", "--verify"]
     return options, [str(seed), str((1, 1, 2, 1, 1, 3)[seed // len(WALKED) % 6])]
