@@ -109,9 +109,8 @@ void MissingMap::move(AddressRange from, RemoteAddr to) {
   }
   pages_.erase(from);
   cut_moves(from);
-  const AddressRange target = shifted(from);
-  pages_.erase(target);
-  cut_moves(target);
+  // KERNEL: an area that shrinks as it moves is told with its old length; behind its new end stand others.
+  for (const Moved& one : moved) cut_moves(one.place.now);
   std::erase_if(moves_, [&](const Place& place) { return pages_.runs_in(place.now).empty(); });
   for (const Moved& one : moved) {
     for (const AddressRange& run : one.runs) pages_.insert(shifted(run));

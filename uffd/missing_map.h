@@ -33,7 +33,7 @@ class MissingMap {
 
   /// They are there, or nobody needs them any more.
   void erase(AddressRange now) { pages_.erase(now); }
-  /// mremap: what stood in `from` stands at `to`; equally long.
+  /// mremap: what is missing of `from` stands at `to` now. What stood there before was erased.
   void move(AddressRange from, RemoteAddr to);
 
  private:

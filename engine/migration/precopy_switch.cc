@@ -71,12 +71,13 @@ PageRuns Precopy::keep_back(const PageRuns& written) {
   return to_runs(sent);
 }
 
-/// A page that was kept back may have been discarded since, or its area replaced: what is read there when it
-/// is asked for is right in any case.
+/// A page that was kept back may have been discarded since, or another area of anonymous memory stand there:
+/// what is read when it is asked for is right in any case. Where files or huge pages stand now, everything was
+/// mapped since, and counts as written; a page that shows its file must not become the process's own.
 void Precopy::add_unsent(PageSet& missing, PageSet& pushed) const {
   if (unsent_.empty()) return;
   for (const Vma& vma : layout_) {
-    if (!is_carried(vma)) continue;
+    if (vma.kind != VmaKind::kAnonymous || vma.huge_page != 0) continue;
     for (const AddressRange& run : unsent_.runs_in(vma.range))
       (can_be_missing(vma) ? missing : pushed).insert(run);
   }

@@ -47,13 +47,15 @@ TEST(MissingMap, WhatMovedIsFoundByItsOriginAndNotWhereItStood) {
   EXPECT_EQ(places[0].now, pages(101, 1));
 }
 
-/// What is moved over another place takes the place of what was missing there.
-TEST(MissingMap, AMoveReplacesItsTarget) {
-  MissingMap map(set_of({pages(10, 2), pages(20, 2)}));
-  map.move(pages(10, 2), page(20));
-  EXPECT_EQ(map.size(), 2U);
+/// The kernel tells the old length of what shrinks as it moves: neighbours of the new place stay as they are.
+TEST(MissingMap, AMoveLeavesTheNeighboursOfItsTargetAlone) {
+  MissingMap map(set_of({pages(10, 4), pages(22, 2)}));
+  map.erase(pages(12, 2));  // it shrinks
+  map.move(pages(10, 4), page(20));
+  EXPECT_EQ(map.size(), 4U);
   EXPECT_EQ(map.origin_of(page(21)), page(11));
-  EXPECT_THAT(map.places_of(pages(20, 2)), IsEmpty());
+  EXPECT_EQ(map.origin_of(page(22)), page(22));
+  EXPECT_TRUE(map.contains(page(23)));
 }
 
 /// Against a plain map of pages, over many random moves and losses.
@@ -70,6 +72,7 @@ TEST(MissingMap, AgreesWithAMapOfPages) {
       map.erase(pages(from, 1));
       model.erase(from);
     } else {
+      map.erase(pages(to, count));  // the event of what is unmapped there comes first
       map.move(pages(from, count), page(to));
       std::map<uint64_t, uint64_t> next;
       for (const auto& [now, origin] : model) {
