@@ -94,6 +94,7 @@ Status PostcopySource::serve(ServingLink& link) {
     if (!served.ok() && !outcome.ok() && outcome.error().kind != ErrorKind::kCancelled)
       return std::move(outcome);
   }
+  if (served.ok()) link.finish();
   return served;
 }
 

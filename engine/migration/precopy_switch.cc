@@ -72,8 +72,8 @@ PageRuns Precopy::keep_back(const PageRuns& written) {
 }
 
 /// A page that was kept back may have been discarded since, or another area of anonymous memory stand there:
-/// what is read when it is asked for is right in any case. Where files or huge pages stand now, everything was
-/// mapped since, and counts as written; a page that shows its file must not become the process's own.
+/// what is read when it is asked for is right in any case. Where files or huge pages stand now, everything
+/// was mapped since, and counts as written; a page that shows its file must not become the process's own.
 void Precopy::add_unsent(PageSet& missing, PageSet& pushed) const {
   if (unsent_.empty()) return;
   for (const Vma& vma : layout_) {

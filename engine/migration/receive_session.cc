@@ -324,7 +324,8 @@ Status ReceiveSession::serve(transport::Channel& channel, wire::RecordReader& re
   Status served = serve_missing(channel, reader, index, urgent, runs);
   const std::lock_guard lock(mutex_);
   std::erase(serving_, &channel);
-  // What came over it may be lost, and only a new greeting tells the source. Of a peer that has all it is the end.
+  // What came over it may be lost, and only a new greeting tells the source. Of a peer that has all it is the
+  // end.
   if (!served.ok()) {
     for (transport::Channel* other : serving_) other->cancel();
   }

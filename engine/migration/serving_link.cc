@@ -51,6 +51,10 @@ uint64_t ServingLink::bytes_sent() const {
   return sum;
 }
 
+void ServingLink::finish() {
+  for (const End& end : ends_) (void)end.writer->finish();
+}
+
 void ServingLink::cancel() {
   for (const auto& channel : channels_) channel->cancel();
 }

@@ -34,6 +34,8 @@ class ServingLink {
   /// Of what is pushed; who waits for a page is not held up.
   void set_bandwidth(uint64_t bytes_per_second) { limiter_->set_rate(bytes_per_second); }
   [[nodiscard]] uint64_t bytes_sent() const;
+  /// The last word on all of them.
+  void finish();
   void cancel();
 
  private:

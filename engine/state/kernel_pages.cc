@@ -49,7 +49,8 @@ void add_robust_list(PageSet& pages, uint64_t head, const tracee::Memory& memory
 void add_call(PageSet& pages, const user_regs_struct& general, const wire::TimedWait& wait) {
   for (const uint64_t pointer : {general.rdi, general.rsi, general.rdx, general.r10, general.r8, general.r9})
     add(pages, pointer, sizeof(uint64_t) * 8);
-  if (wait.kind() == wire::TimedWait::POLL) add(pages, general.rdi, std::min<uint64_t>(general.rsi * 8, kMostPolled));
+  if (wait.kind() == wire::TimedWait::POLL)
+    add(pages, general.rdi, std::min<uint64_t>(general.rsi * 8, kMostPolled));
   add(pages, wait.rest_at(), 2 * sizeof(uint64_t));
 }
 

@@ -134,6 +134,8 @@ class Walk:
             if sender.finish() != 0 or sender.crashed() or receiver.crashed():
                 raise Failure(sender.said() + "\n" + receiver.said())
             completed, original = sender.last(), source.outer(moved.pid)
+            if completed["postcopy"] and completed["postcopy"]["reconnects"]:
+                raise Failure(f"a link broke: {sender.said()}\n{receiver.said()}")
         running = receiver.events.until("running")
         if running is None:
             raise Failure(receiver.said())
