@@ -1,5 +1,5 @@
 // The verbs that speak to a migration under way, over its control socket: status, set, cancel, pause, resume,
-// freeze-now.
+// freeze-now, postcopy.
 #include <fmt/format.h>
 
 #include <godwit/godwit.h>
@@ -85,6 +85,9 @@ int resume(const Arguments& arguments) {
 }
 int freeze_now(const Arguments& arguments) {
   return simple(arguments, migration::freeze_job_now);
+}
+int postcopy(const Arguments& arguments) {
+  return simple(arguments, migration::postcopy_job_now);
 }
 
 }  // namespace godwit::cli

@@ -46,6 +46,24 @@ ordered_json to_json(const migration::RoundStats& r) {
           {"cpu-throttle-percentage", r.throttle_percent}};
 }
 
+ordered_json to_json(const migration::PostcopyReport& p) {
+  ordered_json worst = ordered_json::array();
+  for (const Nanos wait : p.worst) worst.push_back(to_micros(wait));
+  return {{"missing", p.missing_pages},
+          {"faults", p.faults},
+          {"zero_faults", p.zero_faults},
+          {"requests", p.requests},
+          {"already_sent", p.already_sent},
+          {"prefetched", p.prefetched},
+          {"duplicates", p.duplicates},
+          {"dropped", p.dropped},
+          {"fault_median_us", to_micros(p.median)},
+          {"fault_p99_us", to_micros(p.p99)},
+          {"fault_worst_us", worst},
+          {"resident_ms", to_ms(p.resident)},
+          {"reconnects", p.reconnects}};
+}
+
 }  // namespace
 
 void Events::listening(const std::string& address, uint16_t port) const {
@@ -136,6 +154,12 @@ void Events::completed(const migration::Report& r) const {
       fmt::print("{} pages packed to {:.0f} %, {} batches by lz4, {} by zstd\n", r.packed.pages,
                  100 * static_cast<double>(r.packed.wire) / static_cast<double>(r.packed.bytes), r.packed.lz4,
                  r.packed.zstd);
+    if (r.postcopy)
+      fmt::print(
+          "{} pages were missing when it ran, all there after {:.0f} ms; {} faults, median {} us, p99 {} "
+          "us\n",
+          r.postcopy->missing_pages, to_ms(r.postcopy->resident), r.postcopy->faults,
+          to_micros(r.postcopy->median), to_micros(r.postcopy->p99));
     if (r.throttle_percent > 0) fmt::print("throttled by up to {} %\n", r.throttle_percent);
     std::fflush(stdout);
     if (!r.restarts_anew.empty())
@@ -147,6 +171,7 @@ void Events::completed(const migration::Report& r) const {
   for (const auto& round : r.rounds) rounds.push_back(to_json(round));
   const ordered_json bytes = {
       {"raw", r.raw_bytes}, {"wire", r.wire_bytes}, {"objects_frozen", r.objects_read_frozen}};
+  const ordered_json postcopy = r.postcopy ? to_json(*r.postcopy) : ordered_json();
   print_json({{"event", "completed"},
               {"pid", r.pid},
               {"tracker", r.tracker},
@@ -172,6 +197,7 @@ void Events::completed(const migration::Report& r) const {
                 {"bytes", r.packed.bytes},
                 {"wire", r.packed.wire}}},
               {"bytes", bytes},
+              {"postcopy", postcopy},
               {"cpu-throttle-percentage", r.throttle_percent},
               {"bad_instants", r.bad_instants},
               {"restarts_anew", r.restarts_anew},

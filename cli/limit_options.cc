@@ -20,6 +20,11 @@ std::optional<uint64_t> parse_number(std::string_view text) {
   return error == std::errc() && end == text.data() + text.size() ? std::optional(number) : std::nullopt;
 }
 
+migration::OnTimeout on_timeout_of(std::string_view name) {
+  if (name == "postcopy") return migration::OnTimeout::kPostcopy;
+  return name == "force" ? migration::OnTimeout::kForce : migration::OnTimeout::kCancel;
+}
+
 }  // namespace
 
 Result<uint64_t> parse_size(std::string_view text, const char* what) {
@@ -45,10 +50,30 @@ Result<migration::Changes> changes_of(const LimitArguments& arguments) {
   changes.throttle_increment = arguments.throttle_increment;
   changes.throttle_maximum = arguments.throttle_max;
   if (arguments.throttle) changes.throttle = *arguments.throttle == "auto";
-  if (arguments.on_timeout)
-    changes.on_timeout =
-        *arguments.on_timeout == "force" ? migration::OnTimeout::kForce : migration::OnTimeout::kCancel;
+  if (arguments.on_timeout) changes.on_timeout = on_timeout_of(*arguments.on_timeout);
   return changes;
+}
+
+Result<migration::PostcopyLimits> postcopy_of(const PostcopyArguments& arguments) {
+  migration::PostcopyLimits limits{.allowed = arguments.postcopy || arguments.after};
+  if (!arguments.after) return limits;
+  std::string_view text = *arguments.after;
+  const auto strip = [&](std::string_view unit) {
+    const bool has = text.ends_with(unit);
+    if (has) text.remove_suffix(unit.size());
+    return has;
+  };
+  const bool in_millis = strip("ms"), in_seconds = !in_millis && strip("s");
+  const auto number = parse_number(text);
+  constexpr uint64_t kMost = 1'000'000;
+  if (!number || *number > kMost)
+    return fail(ErrorKind::kUsage, "read --postcopy-after", *arguments.after,
+                "give a number of rounds, or a time: 500ms, 2s");
+  if (in_millis || in_seconds)
+    limits.after = from_seconds(static_cast<double>(*number) / (in_millis ? 1e3 : 1));
+  else
+    limits.after_rounds = static_cast<uint32_t>(*number);
+  return limits;
 }
 
 }  // namespace godwit::cli

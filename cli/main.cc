@@ -17,8 +17,9 @@ void add_limits(CLI::App& verb, godwit::cli::LimitArguments& limits) {
   verb.add_option("--max-rounds", limits.max_rounds, "give up after this many rounds (30)")
       ->check(CLI::Range(2, 1000000));
   verb.add_option("--on-timeout", limits.on_timeout,
-                  "at these two limits: cancel, or force: freeze whatever the downtime (cancel)")
-      ->check(CLI::IsMember({"cancel", "force"}));
+                  "at these two limits: cancel; force: freeze whatever the downtime; or postcopy: run there "
+                  "first, send the rest then (cancel)")
+      ->check(CLI::IsMember({"cancel", "force", "postcopy"}));
   verb.add_option("--throttle", limits.throttle,
                   "auto: stop the process for a growing part of its time while it writes faster than it is "
                   "sent (off)")
@@ -88,6 +89,20 @@ void add_compress(CLI::App& verb, Arguments& a) {
       ->check(CLI::IsMember({"auto", "none", "lz4", "zstd"}));
 }
 
+void add_postcopy(CLI::App& verb, Arguments& a) {
+  verb.add_flag(
+      "--postcopy", a.postcopy.postcopy,
+      "let it run at the destination as soon as a further round does not pay, and send the rest then, "
+      "what it touches first; if the source host dies in that time, the process is lost");
+  verb.add_option("--postcopy-after", a.postcopy.after,
+                  "the same after so many rounds (a number; 0: nothing goes before that can follow), or "
+                  "after a time: 500ms, 2s");
+  verb.add_option("--reconnect", a.postcopy.reconnect_s,
+                  "seconds to try again when the link breaks while pages are missing")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e6));
+}
+
 void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   CLI::App* migrate = app.add_subcommand("migrate", "move a running process to another host");
   migrate->add_option("PID", a.pid)->required();
@@ -107,6 +122,7 @@ void add_migrate(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
       ->capture_default_str();
   add_compress(*migrate, a);
   migrate->add_option("--hook", a.hooks, "directory of programs: pre-freeze, frozen, resumed, aborted");
+  add_postcopy(*migrate, a);
   add_mover_tracker(*migrate, a);
   add_verify(*migrate, a);
   add_report(*migrate, a);
@@ -198,6 +214,8 @@ void add_control(CLI::App& app, Arguments& a, int (**verb)(const Arguments&)) {
   add("cancel", "end a migration; the original runs on", godwit::cli::cancel);
   add("pause", "let a migration send nothing for a while; tracking goes on", godwit::cli::pause);
   add("resume", "let it go on", godwit::cli::resume);
+  add("postcopy", "let it run at the destination after this round, and send the rest then",
+      godwit::cli::postcopy);
   add("freeze-now", "go to the freeze after this round, whatever the downtime", godwit::cli::freeze_now);
 }
 

@@ -93,6 +93,8 @@ Status try_migrate(const Arguments& arguments, const Events& events) {
   options.pid = arguments.pid;
   options.link = TRY(link_of(arguments));
   options.limits = TRY(limits_of(arguments));
+  options.limits.postcopy = TRY(postcopy_of(arguments.postcopy));
+  options.reconnect = from_seconds(arguments.postcopy.reconnect_s);
   options.tracker = TRY(tracker_of(arguments.tracker));
   options.verify = arguments.verify;
   options.cache_bytes = TRY(parse_size(arguments.cache, "--cache"));

@@ -16,6 +16,13 @@ struct LimitArguments {
   std::optional<std::string> on_timeout, throttle;
 };
 
+/// Only `migrate` can be given these.
+struct PostcopyArguments {
+  bool postcopy = false;
+  std::optional<std::string> after;  ///< rounds, or a time: "500ms", "2s"
+  double reconnect_s = 60;
+};
+
 struct Arguments {
   bool json = false;
   int pid = 0;
@@ -37,6 +44,7 @@ struct Arguments {
   std::string report;  ///< a file for html_report()
   std::vector<std::string> move_addresses;
   LimitArguments limits;
+  PostcopyArguments postcopy;
   double link_timeout_s = 10;
   unsigned seconds = 1;
   std::string channels = "auto";
@@ -58,6 +66,7 @@ int cancel(const Arguments& arguments);
 int pause(const Arguments& arguments);
 int resume(const Arguments& arguments);
 int freeze_now(const Arguments& arguments);
+int postcopy(const Arguments& arguments);
 int dirty_rate(const Arguments& arguments);
 int keygen(const Arguments& arguments);
 

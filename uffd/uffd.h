@@ -34,6 +34,9 @@ class Uffd {
   /// Errors: Unsupported when the kernel lacks one of them (the fd is lost), System.
   static Result<Uffd> adopt(Fd fd, uint64_t features);
 
+  /// One that the kernel has set up already: that of a child, out of a fork event.
+  static Uffd take_over(Fd fd) { return Uffd(std::move(fd)); }
+
   /// `modes` is of UFFDIO_REGISTER_MODE_*. All of `range` that is mapped must allow them, else nothing
   /// changes. Again with the same fd is fine. Errors: TargetGone; Unsupported (EINVAL, EPERM: a kind of area
   /// that cannot; EBUSY: it belongs to another userfaultfd); System.

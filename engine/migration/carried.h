@@ -22,6 +22,14 @@ inline bool is_own(const Vma& vma, const PageRun& run) {
   return run.present && !(run.file && vma.kind == VmaKind::kFilePrivate);
 }
 
+/// Whether a process may be let run without a page of it (post-copy). Locked memory is faulted in at the
+/// rebuild; what a child finds wiped (MADV_WIPEONFORK) would come to it all the same; what is not private
+/// anonymous memory arrives before.
+inline bool can_be_missing(const Vma& vma) {
+  return vma.kind == VmaKind::kAnonymous && !vma.shared && vma.huge_page == 0 && !vma.has_flag("lo") &&
+         !vma.has_flag("wf");
+}
+
 inline bool touch(const std::vector<AddressRange>& list, AddressRange range) {
   return std::any_of(list.begin(), list.end(), [&](AddressRange r) { return r.overlaps(range); });
 }

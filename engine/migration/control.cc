@@ -65,6 +65,16 @@ bool Control::freeze_now() const {
   return freeze_now_;
 }
 
+bool Control::switch_now() const {
+  const std::lock_guard lock(mutex_);
+  return switch_now_;
+}
+
+void Control::allow_postcopy() {
+  const std::lock_guard lock(mutex_);
+  can_switch_ = true;
+}
+
 Error Control::end_error(End end) const {
   if (end == End::kOutOfTime)
     return fail(ErrorKind::kNotConverged, "migrate", fmt::format("pid {}", pid_),
@@ -91,7 +101,7 @@ Status Control::wait_while_paused(const std::function<Status()>& alive) {
     TRY(check());
     {
       std::unique_lock lock(mutex_);
-      const auto go_on = [this] { return !paused_ || freeze_now_ || end_ != End::kNone; };
+      const auto go_on = [this] { return !paused_ || freeze_now_ || switch_now_ || end_ != End::kNone; };
       if (go_on()) return {};
       if (changed_.wait_for(lock, kKeepAlive, go_on)) continue;
     }
@@ -139,6 +149,7 @@ Statistics Control::statistics() const {
   const std::lock_guard lock(mutex_);
   Statistics now = statistics_;
   if (link_.bytes_sent) now.transferred = link_.bytes_sent();
+  if (link_.postcopy_left) now.postcopy_left = link_.postcopy_left();
   if (now.state != JobState::kCompleted) now.total = monotonic_now() - now.started;
   if (end_ != End::kNone) now.state = JobState::kCancelling;
   now.paused = paused_;
@@ -201,6 +212,19 @@ Status Control::freeze_soon() {
   const std::lock_guard lock(mutex_);
   TRY(refuse_late("freeze"));
   freeze_now_ = true;
+  paused_ = false;
+  apply_bandwidth();
+  changed_.notify_all();
+  return {};
+}
+
+Status Control::switch_soon() {
+  const std::lock_guard lock(mutex_);
+  TRY(refuse_late("switch to post-copy"));
+  if (!can_switch_)
+    return fail(ErrorKind::kRefused, "switch to post-copy", fmt::format("pid {}", pid_),
+                "the job writes to a file, is not connected yet, or its destination is too old for it");
+  switch_now_ = true;
   paused_ = false;
   apply_bandwidth();
   changed_.notify_all();

@@ -20,6 +20,7 @@ struct LinkControl {
   std::function<uint64_t()> bytes_sent;
   std::function<void(uint64_t)> set_bandwidth;
   std::function<void()> cut;
+  std::function<uint64_t()> postcopy_left;  ///< bytes; none while the process runs here
 };
 
 class Control {
@@ -35,6 +36,7 @@ class Control {
   /// Nothing while paused: who sends nothing has no reason to slow the process.
   [[nodiscard]] ThrottleLimits throttle() const;
   [[nodiscard]] bool freeze_now() const;
+  [[nodiscard]] bool switch_now() const;
   /// Errors: Cancelled.
   Status check();
   /// Returns at once unless paused; then when resumed, cancelled or told to freeze. Every second `alive` is
@@ -44,6 +46,8 @@ class Control {
   Status begin_commit();
   /// ORDER: taken away (with {}) before the link goes.
   void set_link(LinkControl link);
+  /// Both ends know how to.
+  void allow_postcopy();
   void publish(const std::function<void(Statistics&)>& change);
   /// A link that was cut because of a cancel fails in many ways: what was meant.
   [[nodiscard]] Error explain(Error error) const;
@@ -58,6 +62,8 @@ class Control {
   Status pause();
   Status resume();
   Status freeze_soon();
+  /// Errors: Refused, also when the destination cannot.
+  Status switch_soon();
   /// To be called now and then: a signal becomes a cancel, and a cancel that the migrating thread does not
   /// see, because it is busy sending, cuts the link. So does a timeout in the bulk round.
   void look_around(Nanos now);
@@ -77,7 +83,8 @@ class Control {
   uint64_t bandwidth_ = 0;
   LinkControl link_;
   Statistics statistics_;
-  bool paused_ = false, freeze_now_ = false, committed_ = false;
+  bool paused_ = false, freeze_now_ = false, switch_now_ = false, committed_ = false;
+  bool can_switch_ = false;
   End end_ = End::kNone;
   Nanos ended_at_{};
   bool noticed_ = false;  ///< the migrating thread ends in order

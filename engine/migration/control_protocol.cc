@@ -12,11 +12,16 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr Wish kWishes[] = {Wish::kStatus, Wish::kSet,    Wish::kCancel,
-                            Wish::kPause,  Wish::kResume, Wish::kFreezeNow};
+constexpr Wish kWishes[] = {Wish::kStatus, Wish::kSet,       Wish::kCancel,  Wish::kPause,
+                            Wish::kResume, Wish::kFreezeNow, Wish::kPostcopy};
 
 Error unreadable(std::string_view what, std::string_view why) {
   return fail(ErrorKind::kUsage, "read a request", std::string(what), std::string(why));
+}
+
+const char* name_of(OnTimeout what) {
+  if (what == OnTimeout::kPostcopy) return "postcopy";
+  return what == OnTimeout::kForce ? "force" : "cancel";
 }
 
 // ---- arguments
@@ -62,10 +67,13 @@ class Arguments {
     const ordered_json* found = find(name);
     if (found == nullptr) return;
     const std::string text = found->is_string() ? found->get<std::string>() : "";
-    if (text == "cancel" || text == "force")
-      value = text == "force" ? OnTimeout::kForce : OnTimeout::kCancel;
+    const OnTimeout all[] = {OnTimeout::kCancel, OnTimeout::kForce, OnTimeout::kPostcopy};
+    const auto* const named =
+        std::find_if(std::begin(all), std::end(all), [&](OnTimeout what) { return text == name_of(what); });
+    if (named != std::end(all))
+      value = *named;
     else
-      wrong(name, "give cancel or force");
+      wrong(name, "give cancel, force or postcopy");
   }
 
   /// After all that there is was asked for.
@@ -122,9 +130,6 @@ Result<Changes> parse_changes(const ordered_json& object) {
 
 double in(Nanos unit, Nanos time) {
   return static_cast<double>(time.count()) / static_cast<double>(unit.count());
-}
-const char* name_of(OnTimeout what) {
-  return what == OnTimeout::kForce ? "force" : "cancel";
 }
 
 ordered_json to_json(const Changes& changes) {
@@ -207,6 +212,8 @@ std::string_view to_string(Wish wish) {
       return "resume";
     case Wish::kFreezeNow:
       return "freeze-now";
+    case Wish::kPostcopy:
+      return "postcopy";
     case Wish::kInvalid:
       break;
   }
@@ -224,7 +231,7 @@ Result<Request> parse_request(std::string_view line) {
     if (to_string(wish) == execute->get<std::string>()) request.wish = wish;
   }
   if (request.wish == Wish::kInvalid)
-    return unreadable("execute", "give status, set, cancel, pause, resume or freeze-now");
+    return unreadable("execute", "give status, set, cancel, pause, resume, freeze-now or postcopy");
   const auto arguments = object.find("arguments");
   if (arguments == object.end()) return request;
   if (!arguments->is_object()) return unreadable("arguments", "give an object");
@@ -288,6 +295,9 @@ std::string serve(Control& control, std::string_view line) {
       break;
     case Wish::kFreezeNow:
       done = control.freeze_soon();
+      break;
+    case Wish::kPostcopy:
+      done = control.switch_soon();
       break;
     case Wish::kInvalid:
       break;

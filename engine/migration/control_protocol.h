@@ -12,7 +12,7 @@
 
 namespace godwit::migration {
 
-enum class Wish : uint8_t { kInvalid = 0, kStatus, kSet, kCancel, kPause, kResume, kFreezeNow };
+enum class Wish : uint8_t { kInvalid = 0, kStatus, kSet, kCancel, kPause, kResume, kFreezeNow, kPostcopy };
 std::string_view to_string(Wish wish);
 
 struct Request {

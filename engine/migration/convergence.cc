@@ -45,14 +45,32 @@ bool pays(const Situation& now) {
   return now.ahead.downtime - now.ahead.after_next_round > kWorthwhile && now.rounds_without_gain < kPatience;
 }
 
+namespace {
+
+/// Once it may, waiting brings nothing: the blackout does not depend on what is left.
+bool is_time_to_switch(const Situation& now, const PostcopyLimits& limits) {
+  if (!limits.allowed) return false;
+  const bool rounds_over = limits.after_rounds && now.last.round + 1 >= *limits.after_rounds;
+  const bool time_over = limits.after && now.elapsed >= *limits.after;
+  if (limits.after_rounds || limits.after) return rounds_over || time_over;
+  return now.last.round > 0 && !pays(now);
+}
+
+Decision at_the_limits(bool fits, OnTimeout what) {
+  if (what == OnTimeout::kPostcopy && !fits) return Decision::kSwitch;
+  return fits || what == OnTimeout::kForce ? Decision::kFreeze : Decision::kGiveUp;
+}
+
+}  // namespace
+
 Decision decide(const Situation& now, const Limits& limits) {
+  if (now.switch_now || is_time_to_switch(now, limits.postcopy)) return Decision::kSwitch;
   if (now.freeze_now) return Decision::kFreeze;
   const Forecast& ahead = now.ahead;
   const bool fits = ahead.downtime <= limits.downtime;
   const bool out_of_time = limits.timeout && now.elapsed >= *limits.timeout;
   const bool last_round = now.last.round + 1 >= limits.max_rounds;
-  if (out_of_time || last_round)
-    return fits || limits.on_timeout == OnTimeout::kForce ? Decision::kFreeze : Decision::kGiveUp;
+  if (out_of_time || last_round) return at_the_limits(fits, limits.on_timeout);
   // What the bulk round foretells is a guess; there is always one real round after it.
   if (now.last.round == 0) return Decision::kContinue;
   if (!pays(now) && fits) return Decision::kFreeze;
@@ -67,6 +85,8 @@ std::string_view to_string(Decision decision) {
       return "continue";
     case Decision::kFreeze:
       return "freeze";
+    case Decision::kSwitch:
+      return "switch";
     case Decision::kThrottle:
       return "throttle";
     case Decision::kGiveUp:

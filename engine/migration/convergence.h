@@ -54,7 +54,14 @@ ThrottleLevel tighten(ThrottleLevel level, const ThrottleLimits& limits);
 ThrottleLevel within(ThrottleLevel level, const ThrottleLimits& limits);
 
 /// What happens when the time or the rounds are over and the expected downtime is still above the limit.
-enum class OnTimeout : uint8_t { kInvalid = 0, kCancel, kForce };
+enum class OnTimeout : uint8_t { kInvalid = 0, kCancel, kForce, kPostcopy };
+
+/// Whether, and when, the process moves before all of its memory has.
+struct PostcopyLimits {
+  bool allowed = false;                  ///< as soon as a further round does not pay; or, if one is set:
+  std::optional<uint32_t> after_rounds;  ///< after so many, the bulk round counted
+  std::optional<Nanos> after;            ///< after so long
+};
 
 struct Limits {
   Nanos downtime{std::chrono::milliseconds(300)};  ///< virsh's default
@@ -62,6 +69,7 @@ struct Limits {
   std::optional<Nanos> timeout;  ///< for the whole migration
   OnTimeout on_timeout = OnTimeout::kCancel;
   ThrottleLimits throttle;
+  PostcopyLimits postcopy;
 };
 
 struct Forecast {
@@ -75,8 +83,9 @@ struct Forecast {
 /// estimated or as measured by an earlier freeze.
 Forecast forecast(const RoundStats& last, Nanos state_cost);
 
-/// kThrottle: another round, and before it the throttle one step tighter.
-enum class Decision : uint8_t { kInvalid = 0, kContinue, kFreeze, kThrottle, kGiveUp };
+/// kSwitch: freeze, and let it run at the destination before the rest has come. kThrottle: another round, and
+/// before it the throttle one step tighter.
+enum class Decision : uint8_t { kInvalid = 0, kContinue, kFreeze, kSwitch, kThrottle, kGiveUp };
 std::string_view to_string(Decision decision);
 
 /// A gain under this is not worth a round: it is less than the noise of a freeze.
@@ -99,6 +108,7 @@ struct Situation {
   Nanos elapsed{};  ///< since the start
   ThrottleLevel throttle;
   bool freeze_now = false;           ///< a person does not want to wait any longer
+  bool switch_now = false;           ///< the same, and post-copy is to be used
   uint32_t rounds_without_gain = 0;  ///< since the least downtime that any round foretold
 };
 /// Whether one more round is likely to make the freeze shorter. Single forecasts are noise: after kPatience

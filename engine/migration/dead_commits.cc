@@ -31,6 +31,7 @@ struct Note {
   Identity process;
   std::string undo;
   QueryKey key;
+  bool lacks = false;  ///< pages, when it runs
 };
 
 Result<uint64_t> start_time(pid_t pid) {
@@ -58,7 +59,7 @@ std::optional<Note> read_note(const std::string& path) {
   const auto process = to_identity(field(*text, "process:"));
   if (undo == std::string::npos || !engine || !process) return std::nullopt;
   return Note{*engine, *process, text->substr(undo + kUndo.size()),
-              find_key(std::string_view(*text).substr(0, undo))};
+              find_key(std::string_view(*text).substr(0, undo)), field(*text, "lacks:") == "yes"};
 }
 
 /// Waits `milliseconds` at most for its end.
@@ -76,7 +77,7 @@ void clear(const std::string& path, const Note& note) {
   // KERNEL: a shell whose engine died has its SIGKILL already, but may still be on its way out.
   constexpr int kDying = 2000;
   if (lives(note.process, kDying)) {
-    (void)write_verdict_at(path, "running", note.key);
+    (void)write_verdict_at(path, note.lacks ? kLackingState : kRunningState, note.key);
     return;
   }
   const auto addresses = address::AddressUndo::from_text(note.undo);
@@ -90,11 +91,12 @@ void clear(const std::string& path, const Note& note) {
 }  // namespace
 
 Status note_commit(const wire::SessionId& session, pid_t process, const std::string& undo,
-                   const QueryKey& key) {
-  return write_verdict(session,
-                       fmt::format("committing\nengine: {}\nprocess: {}\n{}{}", TRY(identity(::getpid())),
-                                   TRY(identity(process)), kUndo, undo),
-                       key);
+                   const QueryKey& key, bool lacks) {
+  return write_verdict(
+      session,
+      fmt::format("committing\nengine: {}\nprocess: {}\nlacks: {}\n{}{}", TRY(identity(::getpid())),
+                  TRY(identity(process)), lacks ? "yes" : "no", kUndo, undo),
+      key);
 }
 
 void clear_dead_commits() {

@@ -170,6 +170,9 @@ void resolve_committed(pid_t target, const wire::SessionId& session, const Query
       if (addresses.ok()) (void)address::depart(addresses.value());
       return;
     }
+    // The copy runs and lacks pages that are here alone: the original neither goes nor runs. A person
+    // decides.
+    if (verdict.ok() && verdict.value() == wire::Verdict::LACKING) return;
     if (verdict.ok() && verdict.value() == wire::Verdict::ABORTED) {
       if (addresses.ok()) (void)address::undo(addresses.value());
       (void)restore_target(target, true);

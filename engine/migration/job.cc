@@ -37,6 +37,10 @@ Status freeze_job_now(pid_t job) {
   return tell(job, {Wish::kFreezeNow, {}});
 }
 
+Status postcopy_job_now(pid_t job) {
+  return tell(job, {Wish::kPostcopy, {}});
+}
+
 Status change_job(pid_t job, const Changes& changes) {
   return tell(job, {Wish::kSet, changes});
 }

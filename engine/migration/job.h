@@ -37,6 +37,8 @@ Status cancel_job(pid_t job);
 Status pause_job(pid_t job);
 Status resume_job(pid_t job);
 Status freeze_job_now(pid_t job);
+/// As freeze_job_now(), by post-copy.
+Status postcopy_job_now(pid_t job);
 Status change_job(pid_t job, const Changes& changes);
 
 }  // namespace godwit::migration

@@ -82,7 +82,9 @@ void remove_verdict(const wire::SessionId& session) {
 wire::Verdict::Value read_verdict(const wire::SessionId& session) {
   auto text = read_file(verdict_path(session));
   if (!text.ok()) return text.error().err == ENOENT ? wire::Verdict::ABORTED : wire::Verdict::UNKNOWN;
-  return text->starts_with("running\n") ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
+  const std::string_view state = std::string_view(*text).substr(0, text->find('\n'));
+  if (state == kLackingState) return wire::Verdict::LACKING;
+  return state == kRunningState ? wire::Verdict::RUNNING : wire::Verdict::UNKNOWN;
 }
 
 std::optional<QueryKey> read_query_key(const wire::SessionId& session) {

@@ -30,6 +30,8 @@ Status write_in_doubt(const InDoubt& entry);
 Result<std::optional<InDoubt>> read_in_doubt(pid_t pid);
 void remove_in_doubt(pid_t pid);
 
+inline constexpr std::string_view kRunningState = "running";
+inline constexpr std::string_view kLackingState = "lacking";  ///< it runs, and pages are missing
 /// Destination: `committing` is written before the first thread may run, `running` once all do.
 /// `key`: who may ask.
 Status write_verdict(const wire::SessionId& session, std::string_view state, const QueryKey& key);

@@ -18,17 +18,6 @@ constexpr size_t kMostChannels = 4;
 constexpr int kAttempts = 6;
 constexpr Nanos kPause = std::chrono::milliseconds(100);  ///< before the second attempt; then longer
 
-/// Connected, and authenticated if there are credentials.
-Result<std::unique_ptr<transport::Channel>> open_channel(const transport::HostPort& where,
-                                                         const LinkOptions& options, Nanos timeout,
-                                                         bool& reached) {
-  auto channel = TRY(transport::connect(where, timeout));
-  reached = true;
-  TRY(require_secure(channel->peer(), options.credentials != nullptr, options.insecure));
-  if (options.credentials) TRY(channel->start_tls(options.credentials, transport::TlsRole::kClient, timeout));
-  return channel;
-}
-
 /// A peer that refuses our certificate says so, closes, and may be gone before we have sent our greeting.
 Status prefer_refusal(Status sent, wire::RecordReader& reader) {
   if (sent.ok() || sent.error().kind != ErrorKind::kPeerGone) return sent;
@@ -45,6 +34,16 @@ std::string host_of(const transport::Endpoint& endpoint) {
 }
 
 }  // namespace
+
+Result<std::unique_ptr<transport::Channel>> open_channel(const transport::HostPort& where,
+                                                         const LinkOptions& options, Nanos timeout,
+                                                         bool& reached) {
+  auto channel = TRY(transport::connect(where, timeout));
+  reached = true;
+  TRY(require_secure(channel->peer(), options.credentials != nullptr, options.insecure));
+  if (options.credentials) TRY(channel->start_tls(options.credentials, transport::TlsRole::kClient, timeout));
+  return channel;
+}
 
 size_t choose_channels() {
   return std::clamp<size_t>(processors() / 2, 1, kMostChannels);
@@ -98,36 +97,43 @@ Result<std::unique_ptr<Link>> Link::connect_once(const LinkOptions& options, boo
   return link;
 }
 
-Status Link::greet(size_t index, const LinkOptions& options) {
-  transport::Channel& channel = channels_->at(index);
+Result<LinkEnd> greet_destination(transport::Channel& channel, const wire::StreamHeader& header,
+                                  const SessionBinding& binding, const LinkOptions& options, wire::Hello ours,
+                                  wire::Hello& theirs) {
   TRY(channel.set_read_timeout(options.dead_after));
   TRY(channel.set_dead_after(options.dead_after));
+  LinkEnd end{std::make_unique<wire::RecordWriter>(channel, header),
+              std::make_unique<wire::RecordReader>(channel)};
+  TRY(end.writer->start());
+  ours.set_proof(TRY(binding.prove(channel, wire::ROLE_SOURCE, header)));
+  TRY(end.writer->write_message(wire::RecordType::kHello, ours));
+  TRY(prefer_refusal(end.writer->flush(), *end.reader));
+  TRY(end.reader->start());
+  theirs = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*end.reader, wire::RecordType::kHello))));
+  if (theirs.role() != wire::ROLE_DESTINATION)
+    return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(),
+                "it does not speak as a destination");
+  TRY(binding.check(channel, theirs, header));
+  TRY(channel.set_read_timeout(options.answer_timeout()));
+  return end;
+}
+
+Status Link::greet(size_t index, const LinkOptions& options) {
+  transport::Channel& channel = channels_->at(index);
   wire::StreamHeader header;
   header.channel = static_cast<uint16_t>(index);
   header.channels = static_cast<uint16_t>(channels_->size());
   header.session = session_;
-  End end{std::make_unique<wire::RecordWriter>(channel, header),
-          std::make_unique<wire::RecordReader>(channel)};
-  TRY(end.writer->start());
   if (index == 0) binding_ = TRY(SessionBinding::of(channel, session_));
-  wire::Hello ours = make_hello(session_, wire::ROLE_SOURCE, channels_->size());
-  ours.set_proof(TRY(binding_.prove(channel, wire::ROLE_SOURCE, header)));
-  TRY(end.writer->write_message(wire::RecordType::kHello, ours));
-  TRY(prefer_refusal(end.writer->flush(), *end.reader));
-  TRY(end.reader->start());
-  const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(*end.reader, wire::RecordType::kHello))));
-  if (hello.role() != wire::ROLE_DESTINATION)
-    return fail(ErrorKind::kCorrupt, "greet the destination engine", channel.peer_name(),
-                "it does not speak as a destination");
-  TRY(binding_.check(channel, hello, header));
-  if (index == 0) {
-    for (const std::string& feature : hello.features()) {
-      if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures))
-        features_.push_back(feature);
-    }
+  wire::Hello theirs;
+  ends_.push_back(TRY(greet_destination(channel, header, binding_, options,
+                                        make_hello(session_, wire::ROLE_SOURCE, channels_->size()), theirs)));
+  if (index > 0) return {};
+  for (const std::string& feature : theirs.features()) {
+    if (std::find(std::begin(kFeatures), std::end(kFeatures), feature) != std::end(kFeatures))
+      features_.push_back(feature);
   }
-  ends_.push_back(std::move(end));
-  return channel.set_read_timeout(options.answer_timeout());
+  return {};
 }
 
 bool Link::agreed(std::string_view feature) const {
@@ -136,7 +142,7 @@ bool Link::agreed(std::string_view feature) const {
 
 std::vector<wire::RecordWriter*> Link::writers() {
   std::vector<wire::RecordWriter*> all;
-  for (End& end : ends_) all.push_back(end.writer.get());
+  for (LinkEnd& end : ends_) all.push_back(end.writer.get());
   return all;
 }
 
@@ -144,7 +150,7 @@ Status Link::barrier() {
   TRY(fault_point("barrier"));
   wire::Barrier barrier;
   barrier.set_id(++barriers_);
-  for (End& end : ends_) {
+  for (LinkEnd& end : ends_) {
     TRY(end.writer->write_message(wire::RecordType::kBarrier, barrier));
     TRY(end.writer->flush());
   }
@@ -185,7 +191,8 @@ Result<wire::Verdict::Value> ask_verdict(const LinkOptions& options, const wire:
   const auto hello = TRY(wire::parse<wire::Hello>(TRY(wire::expect(reader, wire::RecordType::kHello))));
   const auto verdict = TRY(wire::parse<wire::Verdict>(TRY(wire::expect(reader, wire::RecordType::kVerdict))));
   // A destination that lost all it knew cannot prove anything, and "aborted" is then the truth.
-  if (verdict.value() == wire::Verdict::RUNNING) TRY(check_query(key, *channel, hello, session));
+  if (verdict.value() == wire::Verdict::RUNNING || verdict.value() == wire::Verdict::LACKING)
+    TRY(check_query(key, *channel, hello, session));
   return verdict.value();
 }
 

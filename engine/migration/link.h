@@ -16,7 +16,14 @@
 namespace godwit::migration {
 
 /// Features of this build that both ends must name to be used.
-inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions", "packed-pages"};
+inline constexpr std::string_view kFeatures[] = {"xbzrle", "memory-objects", "guard-regions", "packed-pages",
+                                                 "postcopy"};
+
+/// Both directions of a connection to a destination.
+struct LinkEnd {
+  std::unique_ptr<wire::RecordWriter> writer;
+  std::unique_ptr<wire::RecordReader> reader;
+};
 
 class Link {
  public:
@@ -26,7 +33,10 @@ class Link {
 
   [[nodiscard]] wire::RecordWriter& control() { return *ends_.front().writer; }
   [[nodiscard]] std::vector<wire::RecordWriter*> writers();
+  [[nodiscard]] size_t channels() const { return ends_.size(); }
   [[nodiscard]] const wire::SessionId& session() const { return session_; }
+  /// What further connections of the session prove themselves by.
+  [[nodiscard]] const SessionBinding& binding() const { return binding_; }
   /// For ask_verdict(), later.
   [[nodiscard]] QueryKey query_key() const { return binding_.query_key(); }
   [[nodiscard]] bool agreed(std::string_view feature) const;
@@ -49,10 +59,6 @@ class Link {
   [[nodiscard]] uint64_t bytes_sent() const { return channels_->bytes_sent(); }
 
  private:
-  struct End {
-    std::unique_ptr<wire::RecordWriter> writer;
-    std::unique_ptr<wire::RecordReader> reader;
-  };
   Link() = default;
   static Result<std::unique_ptr<Link>> connect_once(const LinkOptions& options, bool& reached);
   Status greet(size_t index, const LinkOptions& options);
@@ -60,10 +66,23 @@ class Link {
   wire::SessionId session_{};
   SessionBinding binding_;
   std::unique_ptr<transport::ChannelSet> channels_;
-  std::vector<End> ends_;
+  std::vector<LinkEnd> ends_;
   std::vector<std::string> features_;  ///< named by both
   uint32_t barriers_ = 0;
 };
+
+/// A connection, authenticated if there are credentials. `reached`: the destination accepted it. Errors:
+/// PeerGone, Timeout, Untrusted.
+Result<std::unique_ptr<transport::Channel>> open_channel(const transport::HostPort& where,
+                                                         const LinkOptions& options, Nanos timeout,
+                                                         bool& reached);
+
+/// Says `ours`, with its proof, on a connection of the session, and hears the destination's hello in
+/// `theirs`. The connection then waits for `options.answer_timeout()`. Errors: PeerGone, Timeout, Untrusted,
+/// Corrupt.
+Result<LinkEnd> greet_destination(transport::Channel& channel, const wire::StreamHeader& header,
+                                  const SessionBinding& binding, const LinkOptions& options, wire::Hello ours,
+                                  wire::Hello& theirs);
 
 /// When nobody says it: each channel costs a thread here and one at the peer, beside the process that runs
 /// on.

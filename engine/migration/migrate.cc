@@ -13,6 +13,8 @@
 #include "engine/migration/inventory.h"
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
+#include "engine/migration/missing_message.h"
+#include "engine/migration/postcopy_source.h"
 #include "engine/migration/precopy.h"
 #include "engine/migration/session.h"
 #include "engine/wire/layout_messages.h"
@@ -23,6 +25,12 @@ namespace {
 void pause_for(Nanos time) {
   const timespec ts = to_timespec(time);
   ::nanosleep(&ts, nullptr);
+}
+
+/// Whether another connection may help: not, when the memory of the original cannot be read.
+bool is_of_link(const Error& error) {
+  return error.kind != ErrorKind::kTargetGone && error.kind != ErrorKind::kCorrupt && error.err != EFAULT &&
+         error.err != EIO;
 }
 
 /// One migration, driven by the table of session.h: `advance` takes an event, and carries the actions out in
@@ -85,8 +93,22 @@ class Migration {
     control_.set_link({[this] { return link_->bytes_sent(); },
                        [this](uint64_t bandwidth) { link_->set_bandwidth(bandwidth); },
                        [this] { link_->cancel(); }});
+    TRY(check_postcopy());
     TRY(judge(TRY(check_there(*link_, *process_, options_.move_addresses)), options_.on_findings));
     return make_precopy();
+  }
+
+  Status check_postcopy() {
+    const Limits limits = control_.limits();
+    const bool wanted = limits.postcopy.allowed || limits.on_timeout == OnTimeout::kPostcopy;
+    if (wanted && options_.verify)
+      return fail(ErrorKind::kUsage, "migrate", "--verify",
+                  "it compares all memory before the copy runs: post-copy has not sent all by then");
+    if (wanted && !link_->agreed("postcopy"))
+      return fail(ErrorKind::kUnsupported, "migrate by post-copy", link_->peer_name(),
+                  "the destination engine is too old for it");
+    if (link_->agreed("postcopy") && !options_.verify) control_.allow_postcopy();
+    return {};
   }
 
   Status make_precopy() {
@@ -98,6 +120,7 @@ class Migration {
     precopy.progress = options_.on_progress;
     precopy.verify = options_.verify;
     precopy.policy = options_.policy;
+    precopy.on_switch = [this] { return prepare_switch(); };
     precopy.on_frozen = [this]() -> Status {
       if (addresses_) TRY(addresses_->freeze());
       return hooks_.run("frozen", options_.pid, link_->peer_name());
@@ -105,6 +128,23 @@ class Migration {
     precopy_ = TRY(Precopy::create(*process_, intent_, link_->writers(), control_, std::move(precopy),
                                    [this](uint32_t) { return link_->barrier(); }));
     return {};
+  }
+
+  /// The connections for missing pages, and what the destination needs for them, before the freeze.
+  Status prepare_switch() {
+    if (!link_->agreed("postcopy") || options_.verify)
+      return fail(ErrorKind::kUnsupported, "switch to post-copy", link_->peer_name(),
+                  options_.verify ? "--verify rules it out" : "the destination engine is too old for it");
+    TRY(link_->control().write_message(wire::RecordType::kPostcopy, wire::Postcopy()));
+    TRY(link_->barrier());
+    serving_ = TRY(connect_serving());
+    return {};
+  }
+
+  Result<std::unique_ptr<ServingLink>> connect_serving() {
+    auto made = TRY(ServingLink::connect(options_.link, *link_, link_->channels()));
+    made->set_bandwidth(control_.bandwidth());
+    return made;
   }
 
   Status prepare_addresses() {
@@ -150,13 +190,121 @@ class Migration {
   }
 
   Status wait_until_running() {
+    // While COMMIT is under way: the first fault comes with the first instruction.
+    prepare_source();
     TRY(link_->await(wire::RecordType::kRunning));
     const Nanos running = monotonic_now();
     Downtime& downtime = precopy_->report().downtime;
     downtime.resume = running - commit_left_;
     downtime.commit = running - precopy_->frozen_at() -
                       (downtime.freeze + downtime.scan + downtime.pages + downtime.state + downtime.resume);
-    return finish_running();
+    return source_ ? serve() : finish_running();
+  }
+
+  // ---- post-copy
+  // -------------------------------------------------------------------------------------------------
+  void prepare_source() {
+    if (precopy_->missing().empty()) return;
+    const auto compress = link_->agreed("packed-pages") ? options_.compress : Compression::kNone;
+    source_.emplace(precopy_->memory(), precopy_->missing(), precopy_->hot(), compress);
+  }
+
+  /// The copy runs; its pages leave from the original, until it has all.
+  Status serve() {
+    Status ended = advance(Event::kPeerLacks);
+    // ORDER: the last word on this channel; the destination then tells where the addresses are.
+    (void)link_->control().finish();
+    show_serving();
+    while (phase_ == Phase::kServing) {
+      Status served = source_->serve(*serving_);
+      if (served.ok()) return finish_serving(std::move(ended));
+      log_debug("while serving: {}", served.error().message());
+      if (!is_of_link(served.error())) {
+        (void)advance(Event::kPeerLost);
+        return stranded(served.error());
+      }
+      (void)advance(Event::kFailure);
+      if (verdict_ == Event::kPeerRunning) return finish_serving(std::move(ended));
+      (void)advance(verdict_);
+      if (phase_ != Phase::kServing) return stranded(served.error());
+    }
+    return ended;
+  }
+
+  Status finish_serving(Status ended) {
+    precopy_->report().postcopy = source_->report();
+    Status finished = finish_running();
+    return ended.ok() ? std::move(finished) : std::move(ended);
+  }
+
+  void show_serving() {
+    control_.set_link({[this] { return link_->bytes_sent() + served_before_ + serving_->bytes_sent(); },
+                       [this](uint64_t bandwidth) { serving_->set_bandwidth(bandwidth); },
+                       {},
+                       [this] { return source_->remaining(); }});
+    control_.publish([this](Statistics& s) {
+      s.state = JobState::kPostcopy;
+      s.downtime = precopy_->report().downtime.total();
+    });
+    if (options_.on_progress) {
+      options_.on_progress({.phase = "post-copy",
+                            .round = static_cast<uint32_t>(precopy_->report().rounds.size()),
+                            .pages = source_->remaining() / kPageSize,
+                            .wire_bytes = link_->bytes_sent()});
+    }
+  }
+
+  /// Anew, until the limit. verdict_ says what came of it.
+  void reconnect() {
+    const Nanos until = monotonic_now() + options_.reconnect;
+    verdict_ = Event::kPeerLost;
+    do {
+      const auto verdict = ask_verdict(options_.link, link_->session(), link_->query_key());
+      if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {
+        verdict_ = Event::kPeerRunning;
+        return;
+      }
+      if (verdict.ok() && verdict.value() == wire::Verdict::LACKING) {
+        const Status again = serve_anew();
+        if (again.ok()) {
+          verdict_ = Event::kPeerLacks;
+          return;
+        }
+        log_debug("connect again: {}", again.error().message());
+      }
+      pause_for(std::chrono::milliseconds(200));
+    } while (monotonic_now() < until);
+  }
+
+  /// The destination begins with what it still lacks.
+  Status serve_anew() {
+    auto link = TRY(connect_serving());
+    std::vector<AddressRange> missing;
+    for (bool more = true; more;) {
+      const auto message =
+          TRY(wire::parse<wire::Missing>(TRY(wire::expect(link->requests(), wire::RecordType::kMissing))));
+      for (const AddressRange& range : TRY(to_ranges(message))) missing.push_back(range);
+      more = message.more();
+    }
+    TRY(source_->lacks(missing));
+    control_.set_link({});
+    served_before_ += serving_ ? serving_->bytes_sent() : 0;
+    serving_ = std::move(link);
+    show_serving();
+    return {};
+  }
+
+  /// The pages are here, and cannot get there. Neither may go on without the other.
+  Status stranded(const Error& why) {
+    precopy_->forget_undo();
+    control_.set_link({});
+    return fail(
+        ErrorKind::kInDoubt, "serve the pages that the destination lacks",
+        fmt::format("pid {}: {} pages left", options_.pid, source_->remaining() / kPageSize),
+        fmt::format(
+            "{} runs the process, or holds it ({}); the original stays stopped here with those pages: "
+            "`godwit resolve {} --discard` ends it; --resume lets it run, if the copy is dead",
+            options_.link.destination, why.message(), options_.pid));
   }
 
   Status finish_running() {
@@ -164,7 +312,8 @@ class Migration {
     remove_in_doubt(options_.pid);
     (void)link_->control().finish();
     precopy_->report().total = monotonic_now() - started_;
-    precopy_->report().wire_bytes = link_->bytes_sent();
+    precopy_->report().wire_bytes =
+        link_->bytes_sent() + served_before_ + (serving_ ? serving_->bytes_sent() : 0);
     control_.publish([this](Statistics& s) {
       s.state = JobState::kCompleted;
       s.total = precopy_->report().total;
@@ -185,7 +334,7 @@ class Migration {
   // ---- failure
   // ---------------------------------------------------------------------------------------------------
   Status give_up(Error error) {
-    if (phase_ == Phase::kDone) return error;
+    if (phase_ == Phase::kDone || phase_ == Phase::kInDoubt) return error;
     error = control_.explain(std::move(error));
     if (phase_ == Phase::kCommitted) return after_commit(std::move(error));
     reason_ = error;
@@ -201,6 +350,8 @@ class Migration {
     switch (verdict_) {
       case Event::kPeerRunning:
         return finish_running();
+      case Event::kPeerLacks:
+        return serve();
       case Event::kPeerAborted:
         (void)advance(Event::kPeerAborted);
         remove_in_doubt(options_.pid);
@@ -232,6 +383,10 @@ class Migration {
       const auto verdict = ask_verdict(options_.link, link_->session(), link_->query_key());
       if (verdict.ok() && verdict.value() == wire::Verdict::RUNNING) {
         verdict_ = Event::kPeerRunning;
+        return;
+      }
+      if (verdict.ok() && verdict.value() == wire::Verdict::LACKING && source_) {
+        verdict_ = Event::kPeerLacks;
         return;
       }
       if (verdict.ok() && verdict.value() == wire::Verdict::ABORTED) {
@@ -284,6 +439,9 @@ class Migration {
       case Action::kAskPeer:
         ask_peer();
         return {};
+      case Action::kReconnect:
+        reconnect();
+        return {};
       case Action::kKillOriginal:
         return precopy_->kill();
       case Action::kInvalid:
@@ -317,6 +475,9 @@ class Migration {
   std::unique_ptr<Link> link_;
   std::unique_ptr<address::AddressMoveSource> addresses_;
   std::unique_ptr<Precopy> precopy_;
+  std::unique_ptr<ServingLink> serving_;  ///< from the decision to switch on
+  std::optional<PostcopySource> source_;  ///< from COMMIT on, if pages are missing
+  uint64_t served_before_ = 0;            ///< bytes, over connections that broke
   Event verdict_ = Event::kInvalid;
   Error reason_;
   Nanos started_{}, commit_left_{};

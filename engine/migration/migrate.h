@@ -28,6 +28,7 @@ struct MigrateOptions {
   std::vector<std::string> move_addresses;       ///< "ADDR/LEN@DEV"
   std::string hooks;                             ///< a directory, or empty
   Nanos forward_after{std::chrono::seconds(1)};  ///< how long late packets of moved addresses are forwarded
+  Nanos reconnect{std::chrono::seconds(60)};  ///< how long to try when a link breaks while pages are missing
   OnProgress on_progress;
   std::function<void(const state::Findings&)> on_findings;
   std::function<void(const Report&)> on_completed;  ///< the destination runs it; forwarding may still go on

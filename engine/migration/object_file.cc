@@ -1,6 +1,7 @@
 #include "engine/migration/object_file.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -59,6 +60,10 @@ Status ObjectFile::map_up_to(uint64_t end) {
                 "the page lies behind its end");
   // Nothing is reserved: its mappings in the process do that.
   window_ = TRY(Mapping::create(size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd_.get()));
+  // KERNEL: a fork of this engine (postcopy's keeper) would keep it mapped, and what somebody maps to write
+  // cannot be sealed.
+  if (::madvise(window_.data(), window_.size(), MADV_DONTFORK) != 0)
+    return fail_errno("madvise(MADV_DONTFORK)", "a shared memory object");
   return {};
 }
 

@@ -218,12 +218,14 @@ Status Precopy::rounds() {
                   .ahead = forecast(report_.rounds.back(), kStateCost),
                   .elapsed = monotonic_now() - started_,
                   .throttle = level_,
-                  .freeze_now = control_.freeze_now()};
+                  .freeze_now = control_.freeze_now(),
+                  .switch_now = control_.switch_now()};
     now.rounds_without_gain = note_gain(now.ahead.downtime);
     round_ends(now.last, now.ahead);
     tell("pre-copy", now.ahead);
     const Decision decision = options_.policy(now, limits);
-    if (decision == Decision::kFreeze) return one_more_round();
+    if (decision == Decision::kSwitch) TRY(prepare_switch());
+    if (decision == Decision::kFreeze || decision == Decision::kSwitch) return one_more_round();
     TRY(turn(decision, now, limits));
   }
 }
@@ -310,7 +312,13 @@ Status Precopy::round(uint32_t number, bool whole) {
   TRY(await_writers(written));
   for (const PageRun& run : written) stats.pages += run.range.pages();
   round_begins(stats);
-  TRY(sender_->send(written, number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
+  if (number > 0) written_last_ = written;
+  const bool keeps_back = number == 0 && control_.limits().postcopy.after_rounds == 0U;
+  TRY(sender_->send(keeps_back ? keep_back(written) : written,
+                    number == 0 ? LaneSet::Pass::kBulk : LaneSet::Pass::kRound));
+  if (number > 0) {
+    for (const PageRun& run : written) unsent_.erase(run.range);
+  }
   TRY(pass_objects(false));
   wire::RoundEnd end;
   end.set_round(number);
@@ -439,6 +447,7 @@ Status Precopy::freeze() {
   std::vector<wire::RoomState> states;
   TRY(capture(states));
   TRY(send_states(states));
+  if (switch_) TRY(find_needed(states));
   report_.downtime.freeze = stopped - frozen_at_;
   report_.downtime.scan = asked - stopped;
   report_.downtime.state = monotonic_now() - asked;
@@ -498,9 +507,22 @@ Status Precopy::last_pass() {
   const Nanos scanned = monotonic_now();
   log_debug("last pass: {} runs written, {} discarded, {} guards", last.written.size(), last.discarded.size(),
             last.guards.size());
-  TRY(sender_->send(last.written, LaneSet::Pass::kLast));
+  missing_.clear();
+  TRY(sender_->send(switch_ ? withhold(last) : last.written, LaneSet::Pass::kLast));
   TRY(objects_->look());
   TRY(pass_objects(true));
+  TRY(send_last(last));
+  report_.downtime.scan += scanned - begin;
+  report_.downtime.pages = monotonic_now() - scanned;
+  report_.pages = sender_->counts();
+  report_.packed = {};
+  for (const auto& sender : senders_) report_.packed += sender->packed();
+  report_.raw_bytes = sender_->raw_bytes();
+  report_.wire_bytes = wire_bytes();
+  return {};
+}
+
+Status Precopy::send_last(const MemorySender::LastPass& last) {
   const auto tell_ranges = [&](const std::vector<AddressRange>& ranges, bool guard) -> Status {
     if (ranges.empty()) return {};
     wire::Discard message;
@@ -510,6 +532,7 @@ Status Precopy::last_pass() {
   };
   TRY(tell_ranges(last.discarded, false));
   TRY(tell_ranges(last.guards, true));
+  if (!missing_.empty()) TRY(tell_missing());
   if (options_.verify)
     report_.verified_pages =
         TRY(send_hashes(*memory_, *tracker_, layout_, left_out_of_hashes(*frozen_), *writers_.front()));
@@ -518,13 +541,6 @@ Status Precopy::last_pass() {
     TRY(writer->write_message(wire::RecordType::kEndOfState, wire::EndOfState()));
     TRY(writer->flush());
   }
-  report_.downtime.scan += scanned - begin;
-  report_.downtime.pages = monotonic_now() - scanned;
-  report_.pages = sender_->counts();
-  report_.packed = {};
-  for (const auto& sender : senders_) report_.packed += sender->packed();
-  report_.raw_bytes = sender_->raw_bytes();
-  report_.wire_bytes = wire_bytes();
   return {};
 }
 

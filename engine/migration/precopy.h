@@ -42,6 +42,7 @@ struct PrecopyOptions {
   Policy policy = decide;
   bool verify = false;                ///< hashes of all pages follow the last of them
   std::function<Status()> on_frozen;  ///< in the freeze, before anything is captured
+  std::function<Status()> on_switch;  ///< the freeze to come is one to post-copy; none: there is no such
 };
 
 class Precopy {
@@ -76,6 +77,12 @@ class Precopy {
   /// Drops the tracker. After it no trace of us is left in the process.
   void disarm();
 
+  /// After a freeze that is a switch: what the peer lacks; else nothing. Ascending, disjoint.
+  [[nodiscard]] const std::vector<AddressRange>& missing() const { return missing_; }
+  /// Of it, what was written in the round before, too.
+  [[nodiscard]] std::vector<AddressRange> hot() const;
+  [[nodiscard]] const tracee::Memory& memory() const { return *memory_; }
+
   [[nodiscard]] tracee::Frozen& frozen() { return *frozen_; }
   [[nodiscard]] Report& report() { return report_; }
   [[nodiscard]] Nanos frozen_at() const { return frozen_at_; }
@@ -109,10 +116,17 @@ class Precopy {
   Status pass_objects(bool frozen);
   Status announce_objects(const std::vector<state::OpenFile>& files, Layout& layout, bool frozen);
   Status capture(std::vector<wire::RoomState>& states);
+  Status find_needed(const std::vector<wire::RoomState>& states);
   Status send_states(const std::vector<wire::RoomState>& states);
   Status last_pass();
+  Status send_last(const MemorySender::LastPass& last);
+  PageRuns withhold(const MemorySender::LastPass& last);
+  void add_unsent(PageSet& missing, PageSet& pushed) const;
+  PageRuns keep_back(const PageRuns& written);
+  Status tell_missing();
   Status check_wishes();
   [[nodiscard]] Status check_target() const;
+  Status prepare_switch();
   Status turn(Decision decision, const Situation& now, const Limits& limits);
   void throttle(ThrottleLevel level);
   void round_begins(const RoundStats& stats);
@@ -148,6 +162,11 @@ class Precopy {
   uint32_t next_round_ = 0;
   std::optional<Nanos> least_downtime_;  ///< that any round foretold
   uint32_t without_gain_ = 0;            ///< rounds since
+  bool switch_ = false;                  ///< to post-copy, at the freeze
+  std::vector<AddressRange> needed_;     ///< then: what has to be there nevertheless
+  std::vector<AddressRange> missing_;
+  PageSet unsent_;         ///< collected in the bulk round, and kept back
+  PageRuns written_last_;  ///< in the last round, unless that was the first
   Report report_;
 };
 

@@ -24,6 +24,7 @@
 #include "engine/state/memory_objects.h"
 #include "engine/state/scheduling.h"
 #include "engine/wire/layout_messages.h"
+#include "engine/wire/postcopy.pb.h"
 
 namespace godwit::migration {
 namespace {
@@ -223,6 +224,10 @@ Status Rebuild::take(const wire::Record& record) {
     case kRoundEnd:
       urgent_until_ = 0;  // it was a bad instant, and the process runs on
       return {};
+    case kPostcopy:
+      return prepare_postcopy();
+    case kMissing:
+      return lack(TRY(wire::parse<wire::Missing>(record)), record);
     case kPageHashes:
       return check_.expect(TRY(wire::parse<wire::PageHashes>(record)), space_.layout());
     case kState:
@@ -244,6 +249,7 @@ Status Rebuild::begin_last_round() {
   finished_rooms_.clear();
   deferred_.clear();
   check_ = {};
+  if (postcopy_ != nullptr) postcopy_->begin_list();
   urgent_until_ = (monotonic_now() + kLongestFreeze).count();
   return on_shell([](state::BuildContext& context) -> Status {
     state::hurry_all(context.shell);
@@ -296,8 +302,13 @@ Status Rebuild::follow(const wire::LayoutMessage& message) {
   });
 }
 
-/// A userfaultfd is made by the shell and taken out, as on the source.
 Status Rebuild::begin_fresh() {
+  installer_->begin_fresh(TRY(uffd::Uffd::adopt(TRY(make_userfaultfd()), 0)));
+  return {};
+}
+
+/// Made by the shell and taken out, as on the source.
+Result<Fd> Rebuild::make_userfaultfd() {
   int number = -1;
   TRY(on_shell([&](state::BuildContext& context) -> Status {
     tracee::Batch batch;
@@ -312,8 +323,27 @@ Status Rebuild::begin_fresh() {
     ::close(number);
     return {};
   }));
-  installer_->begin_fresh(TRY(uffd::Uffd::adopt(std::move(mine), 0)));
-  return {};
+  return mine;
+}
+
+// ---- post-copy
+// ---------------------------------------------------------------------------------------------------
+
+/// While the original runs.
+Status Rebuild::prepare_postcopy() {
+  if (postcopy_ == nullptr || !shell_)
+    return fail(ErrorKind::kCorrupt, "make ready for post-copy", "postcopy", "it has no place here");
+  if (postcopy_->is_ready()) return {};
+  return postcopy_->make_ready(TRY(make_userfaultfd()), pid_);
+}
+
+/// Copies that are not the last version go at once, while the source still sends.
+Status Rebuild::lack(const wire::Missing& message, const wire::Record& record) {
+  if (postcopy_ == nullptr || !fresh_ || installer_->is_fresh())
+    return fail(ErrorKind::kCorrupt, "note missing pages", record.name(), "it has no place here");
+  auto stale = postcopy_->lack(message, space_.layout());
+  if (!stale.ok()) return in_record(stale.take_error(), record);
+  return empty(stale.value(), MADV_DONTNEED);
 }
 
 // ---- memory
@@ -434,13 +464,22 @@ Status Rebuild::install_object_pages(const wire::Record& record) {
 }
 
 Status Rebuild::discard(const wire::Discard& message, const wire::Record& record) {
-  const std::lock_guard alone(ground_);
   const auto ranges = TRY(wire::to_ranges(message.ranges()));
+  TRY(require_all_described(ranges, "discard pages", record));
+  return empty(ranges, message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED);
+}
+
+Status Rebuild::require_all_described(const std::vector<AddressRange>& ranges, const char* what,
+                                      const wire::Record& record) const {
   for (const AddressRange& range : ranges) {
-    Status inside = require_described(space_.layout(), range, "discard pages");
+    Status inside = require_described(space_.layout(), range, what);
     if (!inside.ok()) return in_record(inside.take_error(), record);
   }
-  const int advice = message.guard() ? uapi::kMadvGuardInstall : MADV_DONTNEED;
+  return {};
+}
+
+Status Rebuild::empty(const std::vector<AddressRange>& ranges, int advice) {
+  const std::lock_guard alone(ground_);
   tracee::Batch batch;
   for (const AddressRange& range : ranges)
     batch.call(SYS_madvise, {range.start, range.size(), advice},
@@ -486,6 +525,8 @@ Status Rebuild::seal() {
   if (installer_) TRY(check_.compare(pid_, space_.layout(), *installer_));
   file_.reset();     // the process may execute it: not while somebody can write to it
   objects_.clear();  // nor can they be sealed while somebody maps them to write
+  // ORDER: everything has been installed. What touches missing memory from here on waits for it.
+  if (postcopy_ != nullptr && postcopy_->lacks()) TRY(postcopy_->start(space_.layout()));
   TRY(finish_deferred());
   prepared_ = true;
   return {};

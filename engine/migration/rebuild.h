@@ -19,6 +19,7 @@
 #include "engine/migration/memory_check.h"
 #include "engine/migration/object_file.h"
 #include "engine/migration/pid_namespace.h"
+#include "engine/migration/postcopy_destination.h"
 #include "engine/state/address_space.h"
 #include "engine/state/context.h"
 #include "engine/tracee/shell.h"
@@ -31,7 +32,9 @@ namespace godwit::migration {
 
 class Rebuild {
  public:
-  explicit Rebuild(PidNamespace where) : where_(where) {}
+  /// `postcopy`: who takes what is missing when it is let run; none: nothing may be.
+  explicit Rebuild(PidNamespace where, PostcopyDestination* postcopy = nullptr)
+      : where_(where), postcopy_(postcopy) {}
   ~Rebuild();
   Rebuild(const Rebuild&) = delete;
   Rebuild& operator=(const Rebuild&) = delete;
@@ -67,7 +70,13 @@ class Rebuild {
   Status make_objects(const wire::RoomState& message);
   Status follow(const wire::LayoutMessage& message);
   Status begin_fresh();
+  Result<Fd> make_userfaultfd();
+  Status prepare_postcopy();
+  Status lack(const wire::Missing& message, const wire::Record& record);
+  Status empty(const std::vector<AddressRange>& ranges, int advice);
   Status discard(const wire::Discard& message, const wire::Record& record);
+  Status require_all_described(const std::vector<AddressRange>& ranges, const char* what,
+                               const wire::Record& record) const;
   Status take_packed(const wire::Record& record);
   Status install_pages(const wire::Record& record);
   Status install_entry(const wire::PageEntry& entry, DeltaBatch& deltas, const wire::Record& record);
@@ -88,6 +97,7 @@ class Rebuild {
   Status seal();
 
   PidNamespace where_;
+  PostcopyDestination* postcopy_;
   pid_t pid_ = 0;
   pid_t inner_pid_ = 0;
   state::Intent intent_;

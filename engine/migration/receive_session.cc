@@ -65,7 +65,7 @@ std::optional<state::Finding> judge_file(const wire::FileFact& wanted) {
 }  // namespace
 
 ReceiveSession::~ReceiveSession() {
-  if (fate_ != Fate::kRunning && addresses_) (void)addresses_->abort();
+  if (fate_ != Fate::kRunning && fate_ != Fate::kLacking && addresses_) (void)addresses_->abort();
 }
 
 ReceiveSession::Listed::Listed(ReceiveSession& session, size_t index, transport::Channel& channel)
@@ -90,25 +90,31 @@ wire::Verdict::Value ReceiveSession::verdict() {
   switch (fate_) {
     case Fate::kRunning:
       return wire::Verdict::RUNNING;
+    case Fate::kLacking:
+      return wire::Verdict::LACKING;
     case Fate::kCommitted:
       return wire::Verdict::UNKNOWN;  // any moment now; ask again
     default:
       break;
   }
   fate_ = Fate::kAborted;
-  for (transport::Channel* channel : lane_channels_) {
-    if (channel != nullptr) channel->cancel();  // the session ends now, and the shell with it
-  }
+  cut_all();  // the session ends now, and the shell with it
   changed_.notify_all();
   return wire::Verdict::ABORTED;
+}
+
+/// With the lock.
+void ReceiveSession::cut_all() {
+  for (transport::Channel* channel : lane_channels_) {
+    if (channel != nullptr) channel->cancel();
+  }
+  for (transport::Channel* channel : serving_) channel->cancel();
 }
 
 void ReceiveSession::fail_session(const Error& error) {
   const std::lock_guard lock(mutex_);
   if (!lane_error_) lane_error_ = error;
-  for (transport::Channel* channel : lane_channels_) {
-    if (channel != nullptr) channel->cancel();
-  }
+  cut_all();
   changed_.notify_all();
 }
 
@@ -124,17 +130,15 @@ Status ReceiveSession::run(transport::Channel& channel, wire::RecordReader& read
     lane_channels_.assign(header_.channels, nullptr);
     listed.emplace(*this, 0, channel);
   }
-  wire::StreamHeader answer = header_;
-  answer.channel = 0;
-  wire::RecordWriter writer(channel, answer);
-  TRY(greet(channel, writer, 0));
+  wire::RecordWriter writer(channel, reader.header());
+  TRY(greet(channel, writer, reader.header()));
   Status ended = converse(channel, reader, writer);
   if (ended.ok()) return ended;
   Error error = ended.take_error();
   {
     const std::lock_guard lock(mutex_);
     if (lane_error_) error = *lane_error_;
-    if (fate_ != Fate::kRunning) fate_ = Fate::kAborted;
+    if (fate_ != Fate::kRunning && fate_ != Fate::kLacking) fate_ = Fate::kAborted;
   }
   if (error.kind != ErrorKind::kPeerGone) {
     (void)writer.write_message(RecordType::kAbort, wire::to_message(error));
@@ -153,10 +157,17 @@ Status ReceiveSession::admit(transport::Channel& channel, const wire::Hello& hel
               "it counts the channels of the session otherwise");
 }
 
-Status ReceiveSession::greet(transport::Channel& channel, wire::RecordWriter& writer, uint16_t index) {
-  wire::StreamHeader header = header_;
-  header.channel = index;
-  wire::Hello hello = make_hello(header_.session, wire::ROLE_DESTINATION, header_.channels);
+Status ReceiveSession::admit_serving(transport::Channel& channel, const wire::Hello& hello,
+                                     const wire::StreamHeader& header) const {
+  TRY(binding_.check(channel, hello, header));
+  if (header.channel >= header_.channels && header.channel < header.channels) return {};
+  return fail(ErrorKind::kCorrupt, "join a session", fmt::format("channel {}", header.channel),
+              "connections that serve pages follow on the session's own");
+}
+
+Status ReceiveSession::greet(transport::Channel& channel, wire::RecordWriter& writer,
+                             const wire::StreamHeader& header) {
+  wire::Hello hello = make_hello(header.session, wire::ROLE_DESTINATION, header.channels);
   hello.set_proof(TRY(binding_.prove(channel, wire::ROLE_DESTINATION, header)));
   TRY(writer.start());
   TRY(writer.write_message(RecordType::kHello, hello));
@@ -282,8 +293,10 @@ Status ReceiveSession::commit(wire::RecordReader& reader, wire::RecordWriter& wr
 Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   const Nanos begin = monotonic_now();
   TRY(hooks_.run("pre-resume", rebuild_.pid(), ""));
+  const bool lacks = postcopy_.lacks();
   TRY(note_commit(header_.session, rebuild_.pid(), addresses_ ? addresses_->undo_record().to_text() : "",
-                  binding_.query_key()));
+                  binding_.query_key(), lacks));
+  postcopy_.runs();
   Status resumed = addresses_ ? addresses_->claim() : Status{};
   if (resumed.ok()) resumed = rebuild_.resume();
   if (!resumed.ok()) {
@@ -292,14 +305,14 @@ Status ReceiveSession::run_process(wire::RecordWriter& writer) {
   }
   {
     const std::lock_guard lock(mutex_);
-    fate_ = Fate::kRunning;
+    fate_ = lacks ? Fate::kLacking : Fate::kRunning;
   }
   wire::Running running;
   running.set_duration(static_cast<uint64_t>((monotonic_now() - begin).count()));
   running.add_pids(rebuild_.inner_pid());
   (void)writer.write_message(RecordType::kRunning, running);
   (void)writer.flush();
-  (void)write_verdict(header_.session, "running", binding_.query_key());
+  (void)write_verdict(header_.session, lacks ? kLackingState : kRunningState, binding_.query_key());
   if (options_.on_running) options_.on_running(rebuild_.pid(), rebuild_.inner_pid());
   (void)hooks_.run("resumed", rebuild_.pid(), "");
   return {};
@@ -316,6 +329,47 @@ Status ReceiveSession::part(transport::Channel& channel, wire::RecordReader& rea
               "the process runs already; only the end of the stream may come");
 }
 
+void ReceiveSession::await_resident() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (fate_ != Fate::kLacking) return;
+  }
+  const bool resident = postcopy_.await_resident(
+      [this] { return options_.cancelled != nullptr && options_.cancelled->load(); });
+  const std::lock_guard lock(mutex_);
+  if (!resident) return cut_all();  // the keeper holds it
+  fate_ = Fate::kRunning;
+  (void)write_verdict(header_.session, kRunningState, binding_.query_key());
+}
+
+Status ReceiveSession::serve(transport::Channel& channel, wire::RecordReader& reader, bool urgent) {
+  bool runs = false;
+  {
+    const std::lock_guard lock(mutex_);
+    if (fate_ == Fate::kAborted)
+      return fail(ErrorKind::kCancelled, "serve pages", channel.peer_name(), "the session has ended");
+    runs = fate_ == Fate::kLacking || fate_ == Fate::kRunning;
+    serving_.push_back(&channel);
+  }
+  Status served = serve_missing(channel, reader, urgent, runs);
+  const std::lock_guard lock(mutex_);
+  std::erase(serving_, &channel);
+  // What came over it may be lost, and only a new greeting tells the source. Of a peer that has all it is the
+  // end.
+  if (!served.ok()) {
+    for (transport::Channel* other : serving_) other->cancel();
+  }
+  return served;
+}
+
+Status ReceiveSession::serve_missing(transport::Channel& channel, wire::RecordReader& reader, bool urgent,
+                                     bool runs) {
+  TRY(channel.set_read_timeout({}));  // a source that has nothing to send sends nothing
+  wire::RecordWriter writer(channel, reader.header());
+  TRY(greet(channel, writer, reader.header()));
+  return postcopy_.serve(channel, reader, writer, urgent, runs);
+}
+
 // ---- further channels
 // --------------------------------------------------------------------------------------------
 
@@ -328,10 +382,8 @@ Status ReceiveSession::join(transport::Channel& channel, wire::RecordReader& rea
                   "it is not expected, or there already");
     listed.emplace(*this, index, channel);
   }
-  wire::StreamHeader answer = header_;
-  answer.channel = index;
-  wire::RecordWriter writer(channel, answer);
-  TRY(greet(channel, writer, index));
+  wire::RecordWriter writer(channel, reader.header());
+  TRY(greet(channel, writer, reader.header()));
   Status served = serve_lane(reader, index);
   listed.reset();
   if (!served.ok()) fail_session(served.error());

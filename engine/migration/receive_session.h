@@ -11,6 +11,7 @@
 
 #include "engine/address/address_move.h"
 #include "engine/migration/hooks.h"
+#include "engine/migration/postcopy_destination.h"
 #include "engine/migration/rebuild.h"
 #include "engine/migration/receive.h"
 #include "engine/migration/session_binding.h"
@@ -27,13 +28,16 @@ class ReceiveSession {
         header_(header),
         binding_(binding),
         hooks_(options.hooks),
-        rebuild_(options.pid_namespace) {}
+        rebuild_(options.pid_namespace, &postcopy_) {}
   ~ReceiveSession();
 
   /// The control channel, its hello already read. Blocks until the session has ended.
   Status run(transport::Channel& channel, wire::RecordReader& reader);
   /// Whoever sent this hello is the other end of this session. Any thread. Errors: Untrusted.
   Status admit(transport::Channel& channel, const wire::Hello& hello, const wire::StreamHeader& header) const;
+  /// The same for serve(). Errors: Untrusted, Corrupt.
+  Status admit_serving(transport::Channel& channel, const wire::Hello& hello,
+                       const wire::StreamHeader& header) const;
   /// Who may ask for the verdict.
   [[nodiscard]] QueryKey query_key() const { return binding_.query_key(); }
   /// A further channel joins. Blocks until it has ended.
@@ -43,6 +47,11 @@ class ReceiveSession {
   /// are. Errors: Corrupt when that word is another than the end; nothing comes of it.
   Status part(transport::Channel& channel, wire::RecordReader& reader);
 
+  /// A connection over which missing pages come (serving_link.h). Blocks until it has ended.
+  Status serve(transport::Channel& channel, wire::RecordReader& reader, bool urgent);
+  /// After part(): until the process lacks nothing any more.
+  void await_resident();
+
   /// What to tell a resolver. Rule 2: an answer "aborted" is a promise, so a session that was not committed
   /// yet can not be committed after it.
   wire::Verdict::Value verdict();
@@ -51,7 +60,7 @@ class ReceiveSession {
   [[nodiscard]] bool had_inventory() const { return had_inventory_; }
 
  private:
-  enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kRunning, kAborted };
+  enum class Fate : uint8_t { kInvalid = 0, kOpen, kPrepared, kCommitted, kLacking, kRunning, kAborted };
 
   /// A channel that may be cancelled from outside, for as long as its thread is in here.
   class Listed {
@@ -66,7 +75,7 @@ class ReceiveSession {
     size_t index_;
   };
 
-  Status greet(transport::Channel& channel, wire::RecordWriter& writer, uint16_t index);
+  Status greet(transport::Channel& channel, wire::RecordWriter& writer, const wire::StreamHeader& header);
   Status converse(transport::Channel& channel, wire::RecordReader& reader, wire::RecordWriter& writer);
   Status take_inventory(const wire::Record& record, wire::RecordWriter& writer);
   Status answer_barrier(uint32_t id, wire::RecordWriter& writer);
@@ -74,14 +83,17 @@ class ReceiveSession {
   Status prepare(transport::Channel& channel, wire::RecordWriter& writer);
   Status commit(wire::RecordReader& reader, wire::RecordWriter& writer);
   Status run_process(wire::RecordWriter& writer);
+  Status serve_missing(transport::Channel& channel, wire::RecordReader& reader, bool urgent, bool runs);
   Status serve_lane(wire::RecordReader& reader, size_t lane);
   void fail_session(const Error& error);
+  void cut_all();
   bool change_fate(Fate from, Fate to);
 
   const ReceiveOptions& options_;
   wire::StreamHeader header_;
   SessionBinding binding_;
   Hooks hooks_;
+  PostcopyDestination postcopy_;
   Rebuild rebuild_;
   std::optional<address::AddressMoveDestination> addresses_;
   bool inventory_came_ = false;
@@ -93,6 +105,7 @@ class ReceiveSession {
   std::vector<uint32_t> lane_barrier_;  ///< of each further channel: the last barrier it passed
   std::vector<bool> lane_ended_;
   std::vector<transport::Channel*> lane_channels_;
+  std::vector<transport::Channel*> serving_;  ///< connections for missing pages
   std::optional<Error> lane_error_;
 };
 

@@ -13,6 +13,7 @@
 #include "engine/migration/journal.h"
 #include "engine/migration/link.h"
 #include "engine/migration/receive_session.h"
+#include "engine/migration/serving_link.h"
 #include "engine/wire/layout_messages.h"
 
 namespace godwit::migration {
@@ -130,6 +131,11 @@ Status Receiver::greet(transport::Channel& channel, wire::RecordReader& reader, 
   const auto session = find(header.session);
   if (!session)
     return fail(ErrorKind::kCorrupt, "join a session", channel.peer_name(), "there is no such session");
+  const auto serving = hello.options().find(ServingLink::kOption);
+  if (serving != hello.options().end()) {
+    TRY(session->admit_serving(channel, hello, header));
+    return session->serve(channel, reader, serving->second == "urgent");
+  }
   TRY(session->admit(channel, hello, header));
   Status joined = session->join(channel, reader, header.channel);
   if (!joined.ok()) log_debug("{}", joined.error().message());  // the session tells it
@@ -164,6 +170,7 @@ void Receiver::run_session(transport::Channel& channel, wire::RecordReader& read
   Status ended = session->run(channel, reader);
   const Status told = ended.ok() ? session->part(channel, reader) : ended.error();
   if (!told.ok() && options_.on_failed) options_.on_failed(told.error());
+  if (ended.ok()) session->await_resident();
   const bool counts = ended.ok() || session->had_inventory();
   const std::lock_guard lock(mutex_);
   if (ended.ok()) children_.insert(children_.end(), session->children().begin(), session->children().end());

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,21 @@ struct Downtime {
   [[nodiscard]] Nanos total() const { return freeze + scan + pages + state + commit + resume; }
 };
 
+/// Of a process that ran before all of its memory had come.
+struct PostcopyReport {
+  uint64_t missing_pages = 0;  ///< at the switch
+  uint64_t requests = 0;       ///< that came here
+  uint64_t already_sent = 0;   ///< of them, for pages under way
+  uint64_t prefetched = 0;     ///< pages sent beside those asked for
+  uint64_t reconnects = 0;
+  uint64_t faults = 0;  ///< from here on as the destination counted
+  uint64_t zero_faults = 0;
+  uint64_t duplicates = 0, dropped = 0;  ///< pages that came for nothing
+  Nanos median{}, p99{}, longest{};      ///< of the faults, from the kernel's word to the page
+  std::vector<Nanos> worst;              ///< the longest, longest first
+  Nanos resident{};                      ///< from the resume until nothing was missing
+};
+
 struct Report {
   int pid = 0;
   std::string tracker;  ///< "ebpf", "uffd" or "uffd-sync"
@@ -64,6 +80,7 @@ struct Report {
   std::string scanned_because;
   uint32_t bad_instants = 0;      ///< freezes undone because something could not be captured at that moment
   unsigned throttle_percent = 0;  ///< the most that the process was slowed by
+  std::optional<PostcopyReport> postcopy;
 };
 
 /// Told after every round and at every change of phase.

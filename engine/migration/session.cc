@@ -70,12 +70,31 @@ Step committed(Event event) {
     // ORDER: the peer's process waits for its packets; the original can die at leisure.
     case Event::kPeerRunning:
       return {Phase::kDone, {Action::kForwardPackets, Action::kKillOriginal}};
+    case Event::kPeerLacks:
+      return {Phase::kServing, {Action::kForwardPackets}};
     case Event::kPeerAborted:
       return {Phase::kAborted, {Action::kReturnAddresses, Action::kUndoStop, Action::kThaw, Action::kDisarm}};
     case Event::kPeerLost:
       return {Phase::kInDoubt, {}};
     case Event::kFailure:
       return {Phase::kCommitted, {Action::kAskPeer}};
+    default:
+      return {};
+  }
+}
+
+/// INVARIANT: whatever happens, the original neither runs (its copy does) nor goes (its copy needs its
+/// pages), until the peer says that it has everything.
+Step serving(Event event) {
+  switch (event) {
+    case Event::kPeerRunning:
+      return {Phase::kDone, {Action::kKillOriginal}};
+    case Event::kPeerLacks:
+      return {Phase::kServing, {}};
+    case Event::kFailure:
+      return {Phase::kServing, {Action::kReconnect}};
+    case Event::kPeerLost:
+      return {Phase::kInDoubt, {}};
     default:
       return {};
   }
@@ -95,6 +114,8 @@ Step step(Phase phase, Event event) {
       return prepared(event);
     case Phase::kCommitted:
       return committed(event);
+    case Phase::kServing:
+      return serving(event);
     default:
       return {};  // the ends accept nothing more
   }
@@ -112,6 +133,8 @@ std::string_view to_string(Phase phase) {
       return "prepared";
     case Phase::kCommitted:
       return "committed";
+    case Phase::kServing:
+      return "serving";
     case Phase::kDone:
       return "done";
     case Phase::kAborted:
@@ -138,6 +161,8 @@ std::string_view to_string(Event event) {
       return "commit leaves";
     case Event::kPeerRunning:
       return "peer running";
+    case Event::kPeerLacks:
+      return "peer lacks pages";
     case Event::kPeerAborted:
       return "peer aborted";
     case Event::kPeerLost:

@@ -17,6 +17,7 @@ enum class Phase : uint8_t {
   kFrozen,     ///< blackout: last pages and state are sent
   kPrepared,   ///< the peer has everything and waits; the original is stopped for good
   kCommitted,  ///< COMMIT may have left: the original never runs again by our own decision
+  kServing,    ///< the peer runs it and lacks pages: the original, stopped, is where they are
   kDone,       ///< the peer runs it, the original is gone
   kAborted,    ///< the original runs, nothing is on the peer
   kInDoubt,    ///< the original is stopped; a person decides (godwit resolve)
@@ -29,10 +30,11 @@ enum class Event : uint8_t {
   kConverged,   ///< freeze now
   kPeerPrepared,
   kCommitLeaves,  ///< recorded right before the first byte of COMMIT is sent
-  kPeerRunning,
-  kPeerAborted,  ///< the peer says it never prepared, or aborted
-  kPeerLost,     ///< no answer within the limits, over all reconnects
-  kFailure,      ///< anything else: error, refusal, cancel, timeout
+  kPeerRunning,   ///< and has everything
+  kPeerLacks,     ///< it runs, and pages are missing (post-copy)
+  kPeerAborted,   ///< the peer says it never prepared, or aborted
+  kPeerLost,      ///< no answer within the limits, over all reconnects
+  kFailure,       ///< anything else: error, refusal, cancel, timeout
 };
 
 enum class Action : uint8_t {
@@ -48,6 +50,7 @@ enum class Action : uint8_t {
   kSendCommit,
   kTellAbort,  ///< best effort
   kAskPeer,    ///< reconnect and ask for the verdict until it answers or the limit is over
+  kReconnect,  ///< the serving connections, over and over until the limit: the verdict comes with it
   kKillOriginal,
 };
 

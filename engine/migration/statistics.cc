@@ -14,6 +14,8 @@ std::string_view to_string(JobState state) {
       return "active";
     case JobState::kDevice:
       return "device";
+    case JobState::kPostcopy:
+      return "postcopy-active";
     case JobState::kCompleted:
       return "completed";
     case JobState::kCancelling:
@@ -27,6 +29,7 @@ std::string_view to_string(JobState state) {
 }
 
 uint64_t Statistics::remaining() const {
+  if (state == JobState::kPostcopy) return postcopy_left;
   if (round_ended || state == JobState::kCompleted) return 0;
   const uint64_t all = round_pages * kPageSize;
   return all - std::min(all, transferred - std::min(transferred, round_started_bytes));

@@ -19,6 +19,7 @@ enum class JobState : uint8_t {
   kSetup,      ///< checked, connected, armed and described; nothing of the memory has left
   kActive,     ///< rounds
   kDevice,     ///< frozen: the last pages and the state are under way
+  kPostcopy,   ///< the destination runs it and lacks pages: they are being served
   kCompleted,  ///< the destination runs it; late packets may still be forwarded
   kCancelling,
   kMeasuring,  ///< no migration: the dirty rate is being measured
@@ -46,6 +47,7 @@ struct Statistics {
   double dirty_pages_per_second = 0;
   double bytes_per_second = 0;  ///< of the last round
   PageCounts pages;             ///< as of the last round's end
+  uint64_t postcopy_left = 0;   ///< bytes of missing pages that were not sent yet; filled in by whoever asks
   uint64_t cache_bytes = 0;
 
   ThrottleLevel throttle;

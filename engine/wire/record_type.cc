@@ -7,6 +7,7 @@
 
 #include "engine/base/units.h"
 #include "engine/wire/page_batch.h"
+#include "engine/wire/postcopy.pb.h"
 #include "engine/wire/state.pb.h"
 
 namespace godwit::wire {
@@ -45,6 +46,10 @@ constexpr std::array kRecords{
     RecordInfo{kProgress, "progress", kSmall, kBackward, prototype<Progress>},
     RecordInfo{kPageHashes, "page_hashes", kLarge, kForward, prototype<PageHashes>},
     RecordInfo{kPacked, "packed", kBatchRecord, kForward, nullptr},
+    RecordInfo{kMissing, "missing", kLarge, kBoth, prototype<Missing>},
+    RecordInfo{kPageRequest, "page_request", kSmall, kBackward, prototype<PageRequest>},
+    RecordInfo{kResident, "resident", kSmall, kBackward, prototype<Resident>},
+    RecordInfo{kPostcopy, "postcopy", kSmall, kForward, prototype<Postcopy>},
 
     RecordInfo{kDescription, "description", kHuge, kForward, prototype<RoomState>},
     RecordInfo{kFrozen, "frozen", kSmall, kForward, prototype<Frozen>},

@@ -33,6 +33,10 @@ enum class RecordType : uint32_t {
   kProgress = 25,
   kPageHashes = 26,
   kPacked = 27,
+  kMissing = 28,
+  kPageRequest = 29,
+  kResident = 30,
+  kPostcopy = 31,
   // state of the rooms
   kDescription = 32,  ///< a room's state captured while the source still runs
   kFrozen = 33,

@@ -15,7 +15,7 @@ namespace godwit::wire {
 
 /// A reader takes any stream of its own major version; a new minor adds only what an old reader may skip.
 constexpr uint16_t kWireMajor = 1;
-constexpr uint16_t kWireMinor = 2;
+constexpr uint16_t kWireMinor = 3;
 
 using SessionId = std::array<std::byte, 16>;
 

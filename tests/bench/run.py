@@ -14,6 +14,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support"), str(HERE.parent / "e2e")]
 import blackout  # noqa: E402
 import mapping_cache  # noqa: E402
+import postcopy_bench  # noqa: E402
 import slow_link  # noqa: E402
 import tax  # noqa: E402
 import throughput  # noqa: E402
@@ -23,7 +24,7 @@ from bench_record import publish  # noqa: E402
 from godwit import Failure  # noqa: E402
 
 BENCHES = {"xbzrle": xbzrle, "tracker": tracker, "mapping-cache": mapping_cache, "blackout": blackout, "throughput": throughput,
-           "slow-link": slow_link, "tax": tax}
+           "slow-link": slow_link, "postcopy": postcopy_bench, "tax": tax}
 
 
 def parse(words):

@@ -17,6 +17,7 @@ import control  # noqa: E402
 from godwit import (BUILD, PATIENCE, POOL, PORT, Engine, Failure, Host, Hosts, HugePages, Program, Tap, await_empty, difference, footprint, migrate,  # noqa: E402
                     receive, secured, state_of, sweep, stand)
 import installed  # noqa: E402
+from postcopy import plan_postcopy  # noqa: E402
 from torture import plan_torture  # noqa: E402
 
 SKEW = 86400  # s
@@ -393,6 +394,7 @@ def main(words):
         plan_unmapped(plan)
         for function in control.TESTS:
             plan.test(f"control/{function.__name__}", function)
+        plan_postcopy(plan)
         plan_torture(plan, int(os.environ.get("GODWIT_MOVES", cases["torture"]["moves"])))
     finally:
         plan.close()
@@ -407,6 +409,8 @@ def main(words):
             continue
         plan.tap.run(f"{name} under load", apps.move_under_load, entry["name"])
         plan.tap.run(f"{name} checkpoint", apps.checkpoint_app, entry["name"])
+        if "postcopy" in entry.get("modes", []):
+            plan.tap.run(f"{name} under load postcopy", apps.move_under_load, entry["name"], ("--postcopy-after", "1"))
         if "uffd-sync" in entry.get("modes", []):
             plan.tap.run(f"{name} under load uffd-sync", apps.move_under_load, entry["name"], SYNC)
         if "tls" in entry.get("modes", []):

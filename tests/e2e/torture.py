@@ -9,7 +9,8 @@ back and forth, each time with another seed, over every combination of delta cac
                                          the command that repeats it, a summary at the end. GODWIT_MOVES: moves a seed.
     torture.py again SEED                one seed of a walk
 
-GODWIT_TRACKER=uffd-sync: with that tracker (in a walk: with no other).
+GODWIT_TRACKER=uffd-sync: with that tracker (in a walk: with no other). In a walk, GODWIT_POSTCOPY=1 or 0: all moves by
+post-copy, or none; else a third.
 """
 import collections
 import itertools
@@ -97,8 +98,14 @@ def walked(seed):
     a few rounds, whatever is written still: a move is short, and its last pass has much to do."""
     tracker, compress, cache, channels = WALKED[seed % len(WALKED)]
     tracker = os.environ.get("GODWIT_TRACKER", tracker)
-    options = ["--tracker", tracker, "--compress", compress, "--cache", cache, "--channels", channels,
-               "--max-rounds", str(2 + seed * 2654435761 // 128 % 5), "--on-timeout", "force", "--verify"]
+    options = ["--tracker", tracker, "--compress", compress, "--cache", cache, "--channels", channels]
+    # A third by post-copy, of those one half over a link so slow that much happens to memory that is not there yet.
+    post = os.environ.get("GODWIT_POSTCOPY", str(int(seed // 5 % 3 == 0))) == "1"
+    rounds = seed * 2654435761 // 128 % 5
+    if post:
+        options += ["--postcopy-after", str(rounds % 4)] + (["--bandwidth", "24M"] if seed % 2 else [])
+    else:
+        options += ["--max-rounds", str(2 + rounds), "--on-timeout", "force", "--verify"]
     return options, [str(seed), str((1, 1, 2, 1, 1, 3)[seed // len(WALKED) % 6])]
 
 
@@ -127,6 +134,8 @@ class Walk:
             if sender.finish() != 0 or sender.crashed() or receiver.crashed():
                 raise Failure(sender.said() + "\n" + receiver.said())
             completed, original = sender.last(), source.outer(moved.pid)
+            if completed["postcopy"] and completed["postcopy"]["reconnects"]:
+                raise Failure(f"a link broke: {sender.said()}\n{receiver.said()}")
         running = receiver.events.until("running")
         if running is None:
             raise Failure(receiver.said())
@@ -145,7 +154,10 @@ class Walk:
                         self.downtimes.append(patiently(moved, lambda: self.move(moved, options), self.refusals)["downtime_ms"])
                         moved.check()
                 except Failure as failure:
-                    raise Failure(f"{failure}\n{stand(moved.host)}" if "silent" in str(failure) else str(failure)) from None
+                    stuck = "silent" in str(failure) or "no word" in str(failure)
+                    heard = "\n".join(receiver.said() for receiver in self.receivers.values())
+                    where = "\n".join(stand(host) for host in self.hosts) if stuck else ""
+                    raise Failure(f"{failure}\n{heard}\n{where}") from None
                 finally:
                     report = report_of(moved)
         except Failure as failure:

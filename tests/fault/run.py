@@ -18,6 +18,7 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support"), str(HERE)]
+import lacking  # noqa: E402
 import malformed  # noqa: E402
 import proxied  # noqa: E402
 import strangers  # noqa: E402
@@ -411,6 +412,7 @@ PARTS = {
     "malformed-images-0": lambda tap: malformed.run(tap, 0, 2),
     "malformed-images-1": lambda tap: malformed.run(tap, 1, 2),
     "points": points,
+    "lacking": lacking.run,
     "malformed-guests": proxied.run_guests,
     "strangers-crowds": strangers.run_crowds,
     "strangers-on-their-way": strangers.run_on_their_way,

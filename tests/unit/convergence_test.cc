@@ -66,6 +66,36 @@ TEST(Convergence, AtTheTimeoutItFreezesIfTheDowntimeFits) {
 // 100,000 pages are written in the time in which 100,000 are sent.
 const RoundStats kRunningAway = round_of(5, 100'000, milliseconds(200), milliseconds(200));
 
+TEST(Convergence, PostCopySwitchesWhenARoundNoLongerPaysWhateverIsLeft) {
+  Limits limits;
+  limits.postcopy.allowed = true;
+  EXPECT_EQ(decide_after(round_of(0, 100'000, {}, milliseconds(300)), limits), Decision::kContinue);
+  // Written as fast as it is sent: no further round pays.
+  EXPECT_EQ(decide_after(round_of(1, 100'000, milliseconds(200), milliseconds(200)), limits),
+            Decision::kSwitch);
+  EXPECT_EQ(decide_after(round_of(1, 25'000, milliseconds(500), milliseconds(51)), limits),
+            Decision::kContinue);
+}
+
+TEST(Convergence, PostCopyAfterRoundsOrATime) {
+  Limits limits;
+  limits.postcopy = {.allowed = true, .after_rounds = 1};
+  EXPECT_EQ(decide_after(round_of(0, 100, {}, milliseconds(1)), limits), Decision::kSwitch);
+  limits.postcopy = {.allowed = true, .after = seconds(5)};
+  EXPECT_EQ(decide_after(round_of(3, 3, milliseconds(600), milliseconds(2)), limits, seconds(4)),
+            Decision::kFreeze);
+  EXPECT_EQ(decide_after(round_of(0, 100, {}, milliseconds(1)), limits, seconds(5)), Decision::kSwitch);
+}
+
+TEST(Convergence, OnTimeoutPostCopySwitchesWhatDoesNotFit) {
+  Limits limits;
+  limits.on_timeout = OnTimeout::kPostcopy;
+  limits.downtime = milliseconds(20);
+  EXPECT_EQ(decide_after(round_of(29, 100'000, milliseconds(200), milliseconds(200)), limits),
+            Decision::kSwitch);
+  EXPECT_EQ(decide_after(round_of(29, 3, milliseconds(200), milliseconds(2)), limits), Decision::kFreeze);
+}
+
 Limits throttled(ThrottleLimits throttle, Nanos downtime = milliseconds(20)) {
   Limits limits;
   limits.downtime = downtime;

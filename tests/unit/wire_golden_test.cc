@@ -63,7 +63,7 @@ TEST(WireGolden, TheDocumentedExampleIsRead) {
   std::string text;
   ASSERT_TRUE(print_stream(source, [&](std::string_view line) { text += fmt::format("{}\n", line); }).ok());
   EXPECT_EQ(text,
-            "godwit stream, version 1.2, channel 0 of 1, session 000102030405060708090a0b0c0d0e0f\n"
+            "godwit stream, version 1.3, channel 0 of 1, session 000102030405060708090a0b0c0d0e0f\n"
             "0 round_begin 4 bytes: round: 1 expected_pages: 4\n"
             "1 pages 53 bytes: process 0, 2 runs: 7f0000000000-7f0000003000 zero "
             "7f0000008000-7f0000009000 xbzrle 5\n"

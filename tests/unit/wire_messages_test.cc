@@ -142,7 +142,7 @@ TEST(WirePrinter, OneLineARecord) {
   EXPECT_TRUE(status.ok());
   EXPECT_THAT(
       lines,
-      ElementsAre("godwit stream, version 1.2, channel 2 of 4, session 000102030405060708090a0b0c0d0e0f",
+      ElementsAre("godwit stream, version 1.3, channel 2 of 4, session 000102030405060708090a0b0c0d0e0f",
                   "0 pages 4144 bytes: process 4, 2 runs: 1000-3000 zero 8000-9000 raw 4096",
                   "1 state 17 bytes: room timers, process 1: 5 bytes", "2 end 2 bytes: records: 2"));
 }
