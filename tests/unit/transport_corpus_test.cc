@@ -13,7 +13,8 @@ namespace {
 
 TEST(HandshakeFuzz, ReplaysItsCorpus) {
   size_t replayed = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(GODWIT_TEST_DATA "/../fuzz/corpus/handshake")) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(GODWIT_TEST_DATA "/../fuzz/corpus/handshake")) {
     SCOPED_TRACE(entry.path().filename().string());
     std::ifstream file(entry.path(), std::ios::binary);
     const std::vector<char> bytes(std::istreambuf_iterator<char>(file), {});
