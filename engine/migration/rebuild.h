@@ -9,6 +9,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,7 @@ class Rebuild {
   Status prepare_postcopy();
   Status lack(const wire::Missing& message);
   Status empty(const std::vector<AddressRange>& ranges, int advice);
+  Result<bool> empty_many(std::span<const AddressRange> ranges, int advice);
   Status discard(const wire::Discard& message);
   Status take_packed(const wire::Record& record);
   Status install_pages(const wire::Record& record);
