@@ -24,9 +24,12 @@ constexpr size_t kChunk = 32_KiB;  ///< put in under the lock; so long may a fau
 constexpr Nanos kLookForDead = std::chrono::milliseconds(20);
 constexpr Nanos kHot = std::chrono::microseconds(50);
 constexpr Nanos kPatience = std::chrono::seconds(60);  ///< with a process that does not get to run
-constexpr size_t kMostWaits = size_t{1} << 20;         ///< that figures are kept of
-constexpr unsigned kLongestStream = 8;                 ///< faults in a row; 64 pages at once then
-constexpr uint64_t kLowestMapping = 64_KiB;            ///< vm.mmap_min_addr: below, the kernel takes no range
+constexpr Nanos kStuck =
+    std::chrono::milliseconds(100);  ///< EAGAIN for so long comes of more than a busy machine
+constexpr uint64_t kLetThrough = 16;
+constexpr size_t kMostWaits = size_t{1} << 20;  ///< that figures are kept of
+constexpr unsigned kLongestStream = 8;          ///< faults in a row; 64 pages at once then
+constexpr uint64_t kLowestMapping = 64_KiB;     ///< vm.mmap_min_addr: below, the kernel takes no range
 
 alignas(kPageSize) constexpr std::array<std::byte, 64 * kPageSize> kZeros{};
 
@@ -127,7 +130,7 @@ void FaultServer::wait(bool again) {
 
 void FaultServer::answer_all() {
   for (const Retry& retry : std::exchange(retries_, {})) {
-    if (!retry.space->dead) take_fault(*retry.space, retry.page, retry.write);
+    if (!retry.space->dead) take_fault(*retry.space, retry.page, retry.write, retry.since);
   }
   // A fork adds a space at the end, which is drained in its turn.
   for (Space& space : spaces_) drain(space);
@@ -154,7 +157,7 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
   switch (message.event) {
     case UFFD_EVENT_PAGEFAULT:
       return take_fault(space, RemoteAddr(page_floor(message.arg.pagefault.address)),
-                        (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0);
+                        (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, monotonic_now());
     case UFFD_EVENT_FORK:
       return take_fork(space, static_cast<int>(message.arg.fork.ufd));
     case UFFD_EVENT_REMAP: {
@@ -172,8 +175,8 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
   }
 }
 
-void FaultServer::take_fault(Space& space, RemoteAddr page, bool write) {
-  if (!space.missing.contains(page)) return answer_zero(space, page, write);
+void FaultServer::take_fault(Space& space, RemoteAddr page, bool write, Nanos since) {
+  if (!space.missing.contains(page)) return answer_zero(space, page, write, since);
   if (!space.waiting.emplace(page, monotonic_now()).second) return;  // asked for already
   ++figures_.faults;
   asks_.push_back(space.missing.origin_of(page));
@@ -195,7 +198,7 @@ void FaultServer::vacate(Space& space, AddressRange range) {
   note_if_resident();
 }
 
-void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write) {
+void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write, Nanos since) {
   const AddressRange range = widen(space, page);
   const auto answer = [&](AddressRange part) {
     // A page that will be written is made at once; the zero page would cost a second fault.
@@ -214,10 +217,22 @@ void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write) {
     return;
   }
   if (!filled.ok() && filled.error().err == EAGAIN) {
-    retries_.push_back({&space, page, write});
+    if (monotonic_now() - since > kStuck) return let_through(space, page);
+    retries_.push_back({&space, page, write, since});
     return;
   }
   // It is there, or its area has gone: whoever waits looks again.
+  (void)space.uffd.wake({page, page + kPageSize});
+}
+
+/// KERNEL: mremap that grows locked memory faults the new part in before it tells its event (6.18): the fault
+/// waits for a page that the kernel does not take from us until the event was read. That part holds nothing,
+/// so it need not be registered.
+void FaultServer::let_through(Space& space, RemoteAddr page) {
+  uint64_t pages = 1;
+  while (pages < kLetThrough && !space.missing.contains(page + pages * kPageSize)) ++pages;
+  if (!space.uffd.unregister_range({page, page + pages * kPageSize}).ok())
+    (void)space.uffd.unregister_range({page, page + kPageSize});
   (void)space.uffd.wake({page, page + kPageSize});
 }
 
