@@ -63,7 +63,7 @@ void FirstComeUrgent::lock_bulk() {
 
 FaultServer::FaultServer(Uffd uffd, PageSet missing, Ask ask, Keep keep, Fd stop)
     : ask_(std::move(ask)), keep_(std::move(keep)), stop_(std::move(stop)) {
-  spaces_.push_back({std::move(uffd), MissingMap(std::move(missing)), {}, false});
+  spaces_.push_back({std::move(uffd), MissingMap(std::move(missing)), {}, false, {}});
 }
 
 Result<std::unique_ptr<FaultServer>> FaultServer::start(Uffd uffd, PageSet missing, Ask ask, Keep keep) {
@@ -165,7 +165,8 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
       const AddressRange from = range_of(moved.from, moved.from + moved.len);
       // Who waits there is woken, and faults where the page stands now.
       space.missing.move(from, RemoteAddr(moved.to));
-      return vacate(space, from);
+      vacate(space, from);
+      return close_again(space);
     }
     case UFFD_EVENT_REMOVE:
     case UFFD_EVENT_UNMAP:
@@ -185,7 +186,7 @@ void FaultServer::take_fault(Space& space, RemoteAddr page, bool write, Nanos si
 /// What the parent lacks the child lacks, too. KERNEL: from before its page tables are copied until now, the
 /// parent's could not be filled.
 void FaultServer::take_fork(Space& parent, int child) {
-  Space space{Uffd::take_over(Fd(child)), parent.missing, {}, false};
+  Space space{Uffd::take_over(Fd(child)), parent.missing, {}, false, {}};
   if (keep_ && !space.missing.empty()) keep_(child);
   spaces_.push_back(std::move(space));
 }
@@ -231,9 +232,18 @@ void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write, Nanos s
 void FaultServer::let_through(Space& space, RemoteAddr page) {
   uint64_t pages = 1;
   while (pages < kLetThrough && !space.missing.contains(page + pages * kPageSize)) ++pages;
-  if (!space.uffd.unregister_range({page, page + pages * kPageSize}).ok())
+  if (!space.uffd.unregister_range({page, page + pages * kPageSize}).ok()) {
+    pages = 1;
     (void)space.uffd.unregister_range({page, page + kPageSize});
+  }
+  space.open.push_back({page, page + pages * kPageSize});
   (void)space.uffd.wake({page, page + kPageSize});
+}
+
+/// Once the event has come: registered in part only, it would be two areas, which the program can see.
+void FaultServer::close_again(Space& space) {
+  for (const AddressRange& range : std::exchange(space.open, {}))
+    (void)space.uffd.register_range(range, UFFDIO_REGISTER_MODE_MISSING);
 }
 
 /// From the third fault in a row on, more is made at once, twice as much each time.

@@ -96,6 +96,7 @@ class FaultServer {
     MissingMap missing;
     std::map<RemoteAddr, Nanos> waiting;  ///< by where they stand now, since when
     bool dead = false;                    ///< it exited or called execve
+    std::vector<AddressRange> open;       ///< let through, and not registered again yet
   };
   struct Retry {
     Space* space;
@@ -120,6 +121,7 @@ class FaultServer {
   void vacate(Space& space, AddressRange range);
   void answer_zero(Space& space, RemoteAddr page, bool write, Nanos since);
   static void let_through(Space& space, RemoteAddr page);
+  static void close_again(Space& space);
   AddressRange widen(const Space& space, RemoteAddr page);
   void bury_dead(bool look);
   Status install_chunk(AddressRange origin, std::span<const std::byte> bytes);
