@@ -23,10 +23,13 @@ constexpr size_t kAtOnce = 16;
 constexpr size_t kChunk = 32_KiB;  ///< put in under the lock; so long may a fault have to wait for it
 constexpr Nanos kLookForDead = std::chrono::milliseconds(20);
 constexpr Nanos kHot = std::chrono::microseconds(50);
-constexpr Nanos kPatience = std::chrono::seconds(10);  ///< with a kernel that says EAGAIN
-constexpr size_t kMostWaits = size_t{1} << 20;         ///< that figures are kept of
-constexpr unsigned kLongestStream = 8;                 ///< faults in a row; 64 pages at once then
-constexpr uint64_t kLowestMapping = 64_KiB;            ///< vm.mmap_min_addr: below, the kernel takes no range
+constexpr Nanos kPatience = std::chrono::seconds(60);  ///< with a process that does not get to run
+constexpr Nanos kStuck =
+    std::chrono::milliseconds(100);  ///< EAGAIN for so long comes of more than a busy machine
+constexpr uint64_t kLetThrough = 16;
+constexpr size_t kMostWaits = size_t{1} << 20;  ///< that figures are kept of
+constexpr unsigned kLongestStream = 8;          ///< faults in a row; 64 pages at once then
+constexpr uint64_t kLowestMapping = 64_KiB;     ///< vm.mmap_min_addr: below, the kernel takes no range
 
 alignas(kPageSize) constexpr std::array<std::byte, 64 * kPageSize> kZeros{};
 
@@ -60,7 +63,7 @@ void FirstComeUrgent::lock_bulk() {
 
 FaultServer::FaultServer(Uffd uffd, PageSet missing, Ask ask, Keep keep, Fd stop)
     : ask_(std::move(ask)), keep_(std::move(keep)), stop_(std::move(stop)) {
-  spaces_.push_back({std::move(uffd), MissingMap(std::move(missing)), {}, false});
+  spaces_.push_back({std::move(uffd), MissingMap(std::move(missing)), {}, false, {}});
 }
 
 Result<std::unique_ptr<FaultServer>> FaultServer::start(Uffd uffd, PageSet missing, Ask ask, Keep keep) {
@@ -127,7 +130,7 @@ void FaultServer::wait(bool again) {
 
 void FaultServer::answer_all() {
   for (const Retry& retry : std::exchange(retries_, {})) {
-    if (!retry.space->dead) take_fault(*retry.space, retry.page, retry.write);
+    if (!retry.space->dead) take_fault(*retry.space, retry.page, retry.write, retry.since);
   }
   // A fork adds a space at the end, which is drained in its turn.
   for (Space& space : spaces_) drain(space);
@@ -154,7 +157,7 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
   switch (message.event) {
     case UFFD_EVENT_PAGEFAULT:
       return take_fault(space, RemoteAddr(page_floor(message.arg.pagefault.address)),
-                        (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0);
+                        (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0, monotonic_now());
     case UFFD_EVENT_FORK:
       return take_fork(space, static_cast<int>(message.arg.fork.ufd));
     case UFFD_EVENT_REMAP: {
@@ -162,7 +165,8 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
       const AddressRange from = range_of(moved.from, moved.from + moved.len);
       // Who waits there is woken, and faults where the page stands now.
       space.missing.move(from, RemoteAddr(moved.to));
-      return vacate(space, from);
+      vacate(space, from);
+      return close_again(space);
     }
     case UFFD_EVENT_REMOVE:
     case UFFD_EVENT_UNMAP:
@@ -172,8 +176,8 @@ void FaultServer::take(Space& space, const uffd_msg& message) {
   }
 }
 
-void FaultServer::take_fault(Space& space, RemoteAddr page, bool write) {
-  if (!space.missing.contains(page)) return answer_zero(space, page, write);
+void FaultServer::take_fault(Space& space, RemoteAddr page, bool write, Nanos since) {
+  if (!space.missing.contains(page)) return answer_zero(space, page, write, since);
   if (!space.waiting.emplace(page, monotonic_now()).second) return;  // asked for already
   ++figures_.faults;
   asks_.push_back(space.missing.origin_of(page));
@@ -182,7 +186,7 @@ void FaultServer::take_fault(Space& space, RemoteAddr page, bool write) {
 /// What the parent lacks the child lacks, too. KERNEL: from before its page tables are copied until now, the
 /// parent's could not be filled.
 void FaultServer::take_fork(Space& parent, int child) {
-  Space space{Uffd::take_over(Fd(child)), parent.missing, {}, false};
+  Space space{Uffd::take_over(Fd(child)), parent.missing, {}, false, {}};
   if (keep_ && !space.missing.empty()) keep_(child);
   spaces_.push_back(std::move(space));
 }
@@ -195,7 +199,7 @@ void FaultServer::vacate(Space& space, AddressRange range) {
   note_if_resident();
 }
 
-void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write) {
+void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write, Nanos since) {
   const AddressRange range = widen(space, page);
   const auto answer = [&](AddressRange part) {
     // A page that will be written is made at once; the zero page would cost a second fault.
@@ -214,11 +218,32 @@ void FaultServer::answer_zero(Space& space, RemoteAddr page, bool write) {
     return;
   }
   if (!filled.ok() && filled.error().err == EAGAIN) {
-    retries_.push_back({&space, page, write});
+    if (monotonic_now() - since > kStuck) return let_through(space, page);
+    retries_.push_back({&space, page, write, since});
     return;
   }
   // It is there, or its area has gone: whoever waits looks again.
   (void)space.uffd.wake({page, page + kPageSize});
+}
+
+/// KERNEL: mremap that grows locked memory faults the new part in before it tells its event (6.18): the fault
+/// waits for a page that the kernel does not take from us until the event was read. That part holds nothing,
+/// so it need not be registered.
+void FaultServer::let_through(Space& space, RemoteAddr page) {
+  uint64_t pages = 1;
+  while (pages < kLetThrough && !space.missing.contains(page + pages * kPageSize)) ++pages;
+  if (!space.uffd.unregister_range({page, page + pages * kPageSize}).ok()) {
+    pages = 1;
+    (void)space.uffd.unregister_range({page, page + kPageSize});
+  }
+  space.open.push_back({page, page + pages * kPageSize});
+  (void)space.uffd.wake({page, page + kPageSize});
+}
+
+/// Once the event has come: registered in part only, it would be two areas, which the program can see.
+void FaultServer::close_again(Space& space) {
+  for (const AddressRange& range : std::exchange(space.open, {}))
+    (void)space.uffd.register_range(range, UFFDIO_REGISTER_MODE_MISSING);
 }
 
 /// From the third fault in a row on, more is made at once, twice as much each time.

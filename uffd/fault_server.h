@@ -96,11 +96,13 @@ class FaultServer {
     MissingMap missing;
     std::map<RemoteAddr, Nanos> waiting;  ///< by where they stand now, since when
     bool dead = false;                    ///< it exited or called execve
+    std::vector<AddressRange> open;       ///< let through, and not registered again yet
   };
   struct Retry {
     Space* space;
     RemoteAddr page;
     bool write;
+    Nanos since;
   };
   /// Fresh memory that is touched page after page.
   struct Stream {
@@ -114,10 +116,12 @@ class FaultServer {
   void answer_all();
   void drain(Space& space);
   void take(Space& space, const uffd_msg& message);
-  void take_fault(Space& space, RemoteAddr page, bool write);
+  void take_fault(Space& space, RemoteAddr page, bool write, Nanos since);
   void take_fork(Space& parent, int child);
   void vacate(Space& space, AddressRange range);
-  void answer_zero(Space& space, RemoteAddr page, bool write);
+  void answer_zero(Space& space, RemoteAddr page, bool write, Nanos since);
+  static void let_through(Space& space, RemoteAddr page);
+  static void close_again(Space& space);
   AddressRange widen(const Space& space, RemoteAddr page);
   void bury_dead(bool look);
   Status install_chunk(AddressRange origin, std::span<const std::byte> bytes);

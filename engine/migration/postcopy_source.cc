@@ -36,7 +36,7 @@ uint64_t size_of(const std::vector<AddressRange>& ranges) {
 
 }  // namespace
 
-PostcopySource::PostcopySource(const tracee::Memory& memory, std::vector<AddressRange> missing,
+PostcopySource::PostcopySource(const tracee::Memory& memory, const std::vector<AddressRange>& missing,
                                const std::vector<AddressRange>& hot, Compression compress)
     : memory_(memory), compress_(compress) {
   for (const AddressRange& range : missing) missing_.insert(range);

@@ -24,7 +24,7 @@ class PostcopySource {
  public:
   /// Borrows `memory`, of a process that stands still. `missing`: all that the destination lacks; `hot`: what
   /// to push first. Both ascending, disjoint.
-  PostcopySource(const tracee::Memory& memory, std::vector<AddressRange> missing,
+  PostcopySource(const tracee::Memory& memory, const std::vector<AddressRange>& missing,
                  const std::vector<AddressRange>& hot, Compression compress);
 
   /// Serves over `link` until everything has arrived; blocks. Errors: those of the link: it may be made anew,

@@ -10,6 +10,7 @@
 #include <optional>
 #include <set>
 #include <shared_mutex>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,7 @@ class Rebuild {
   Status prepare_postcopy();
   Status lack(const wire::Missing& message, const wire::Record& record);
   Status empty(const std::vector<AddressRange>& ranges, int advice);
+  Result<bool> empty_many(std::span<const AddressRange> ranges, int advice);
   Status discard(const wire::Discard& message, const wire::Record& record);
   Status require_all_described(const std::vector<AddressRange>& ranges, const char* what,
                                const wire::Record& record) const;

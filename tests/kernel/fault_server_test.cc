@@ -53,6 +53,12 @@ std::vector<Target::Step> steps() {
         *at(c.a, c.b) = 99;
         c.c = static_cast<unsigned char>(at(c.a, c.b)[1]);
       },
+      [](auto& c) {  // 8: lock the last pages, and let them grow elsewhere
+        char* const last = at(c.a, kPages - 4);
+        ::mlock(last, 4 * kPageSize);
+        c.d = reinterpret_cast<uint64_t>(::mremap(last, 4 * kPageSize, 12 * kPageSize, MREMAP_MAYMOVE));
+        c.c = c.d == ~uint64_t{0} ? 99 : static_cast<unsigned char>(*at(c.d, 11));
+      },
       [](auto&) { ::execl("/bin/sleep", "sleep", "100", nullptr); },
   };
 }
@@ -112,7 +118,7 @@ class FaultServerTest : public testing::Test {
   std::unique_ptr<FaultServer> server_;
 };
 
-enum Step { kRead = 1, kDiscard, kUnmap, kMove, kReadMoved, kForkAndRead, kWrite, kExec };
+enum Step { kRead = 1, kDiscard, kUnmap, kMove, kReadMoved, kForkAndRead, kWrite, kGrowLocked, kExec };
 
 TEST_F(FaultServerTest, ATouchedPageIsAskedForAndCome) {
   EXPECT_EQ(run_waiting(kRead, 5, 5), 6U);
@@ -156,6 +162,13 @@ TEST_F(FaultServerTest, AChildLacksWhatItsParentLacked) {
   EXPECT_EQ(run_waiting(kForkAndRead, 30, 30), 31U);
   // To both of them.
   EXPECT_EQ(run(kRead, 30), 31U);
+  deliver(0, kMissing, false);
+  EXPECT_TRUE(server_->await_resident(std::chrono::seconds(20)));
+}
+
+/// The kernel faults the new part in before it tells of the move, and refuses pages until it was told.
+TEST_F(FaultServerTest, LockedMemoryGrows) {
+  EXPECT_EQ(run(kGrowLocked, 0), 0U);
   deliver(0, kMissing, false);
   EXPECT_TRUE(server_->await_resident(std::chrono::seconds(20)));
 }
