@@ -104,12 +104,15 @@ void MissingMap::move(AddressRange from, RemoteAddr to) {
   };
   for (const Place& piece : pieces_of(from)) {
     const std::vector<AddressRange> runs = pages_.runs_in(piece.now);
-    // A piece without missing pages needs no memory of where it stood.
-    if (!runs.empty()) moved.push_back({{shifted(piece.now), piece.origin}, runs});
+    // A piece without missing pages needs no memory of where it stood. KERNEL: an area that shrinks as it
+    // moves is told with its old length, and behind its new end stand others; so no more of it than lacks
+    // something.
+    if (runs.empty()) continue;
+    const AddressRange lacking{runs.front().start, runs.back().end};
+    moved.push_back({{shifted(lacking), part_of(piece, lacking).origin}, runs});
   }
   pages_.erase(from);
   cut_moves(from);
-  // KERNEL: an area that shrinks as it moves is told with its old length; behind its new end stand others.
   for (const Moved& one : moved) cut_moves(one.place.now);
   std::erase_if(moves_, [&](const Place& place) { return pages_.runs_in(place.now).empty(); });
   for (const Moved& one : moved) {

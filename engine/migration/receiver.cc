@@ -134,7 +134,10 @@ Status Receiver::greet(transport::Channel& channel, wire::RecordReader& reader, 
   const auto serving = hello.options().find(ServingLink::kOption);
   if (serving != hello.options().end()) {
     TRY(session->admit_serving(channel, hello, header));
-    return session->serve(channel, reader, serving->second == "urgent");
+    // The source connects again, and learns then what is lacking.
+    Status served = session->serve(channel, reader, serving->second == "urgent");
+    if (!served.ok()) log_debug("{}", served.error().message());
+    return {};
   }
   TRY(session->admit(channel, hello, header));
   Status joined = session->join(channel, reader, header.channel);
