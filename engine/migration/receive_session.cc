@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <utility>
 
 #include "engine/base/fault_point.h"
 #include "engine/base/realtime.h"
@@ -210,7 +209,8 @@ Status ReceiveSession::converse(transport::Channel& channel, wire::RecordReader&
 
 Status ReceiveSession::take_inventory(const wire::Record& record, wire::RecordWriter& writer) {
   const auto inventory = TRY(wire::parse<wire::Inventory>(record));
-  if (std::exchange(inventory_came_, true))
+  // A source asks again what may hold it back for a moment only; once the shell is made there is no question.
+  if (had_inventory_)
     return fail(ErrorKind::kCorrupt, "take the inventory", record.name(), "it is the second one");
   wire::Findings answer;
   *answer.mutable_facts() = TRY(state::collect_host_facts());

@@ -96,7 +96,6 @@ class ReceiveSession {
   PostcopyDestination postcopy_;
   Rebuild rebuild_;
   std::optional<address::AddressMoveDestination> addresses_;
-  bool inventory_came_ = false;
   bool had_inventory_ = false;
 
   std::mutex mutex_;
